@@ -1,0 +1,49 @@
+"""Time as an argument: the system's clock, and one that tests move by hand."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Where code that must be testable reads the time."""
+
+    def monotonic(self) -> float:
+        """Seconds since an arbitrary start; never goes back."""
+        ...
+
+    def time(self) -> float:
+        """Seconds since the Unix epoch, for expiries that other machines read."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def monotonic(self) -> float:
+        """See `Clock.monotonic`."""
+        return time.monotonic()
+
+    def time(self) -> float:
+        """See `Clock.time`."""
+        return time.time()
+
+
+class ManualClock:
+    """A clock that moves only when told to."""
+
+    def __init__(self, start: float = 1_000_000.0) -> None:
+        self._now = start
+
+    def monotonic(self) -> float:
+        """See `Clock.monotonic`."""
+        return self._now
+
+    def time(self) -> float:
+        """See `Clock.time`."""
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Move on by `seconds`."""
+        self._now += seconds

@@ -1,0 +1,75 @@
+"""Every default in one place. What needs configuration takes it as an argument."""
+
+from __future__ import annotations
+
+import msgspec
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Timing and size limits of links. Times in seconds, sizes in bytes."""
+
+    heartbeat: float = 0.4  # a ping this often on an otherwise silent link
+    dead_after: float = 1.7  # nothing heard for so long: the link is lost
+    connect_timeout: float = 5.0
+    handshake_timeout: float = 5.0
+    max_links: int = 4096
+    max_pending: int = 256  # handshakes in progress from others
+    socket_buffer: int = 4 * MIB
+    datagram: int = 1452  # largest QUIC datagram sent, before path discovery
+
+
+class RpcConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of the RPC layer. Times in seconds, sizes in bytes."""
+
+    default_timeout: float = 30.0
+    max_frame: int = 256 * KIB  # one control message
+    inline_limit: int = 16 * KIB  # larger buffers take a data stream
+    stream_window: int = 1 * MIB  # bytes a sender may be ahead of its receiver
+    max_body: int = 4 * 1024 * MIB
+    max_calls_per_peer: int = 16_384  # in flight, from one peer
+    max_streams_per_peer: int = 1_024
+
+
+class DhtConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Kademlia's constants. Times in seconds, sizes in bytes."""
+
+    k: int = 20
+    alpha: int = 3
+    query_timeout: float = 2.0
+    record_ttl: float = 120.0
+    republish_every: float = 40.0
+    max_record: int = 16 * KIB
+    max_records_per_author: int = 256
+    max_records_per_key: int = 512
+
+
+class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Documents and blocks. Times in seconds, sizes in bytes."""
+
+    block: int = 1 * MIB
+    sync_every: float = 5.0
+    max_update: int = 1 * MIB
+    max_fetch_parallel: int = 8
+
+
+class ActorsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Workers, leases and objects. Times in seconds, sizes in bytes."""
+
+    lease_ttl: float = 10.0
+    worker_start_timeout: float = 20.0
+    worker_idle: float = 60.0
+    object_lease: float = 60.0
+    place_timeout: float = 20.0
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """All of it."""
+
+    link: LinkConfig = LinkConfig()
+    rpc: RpcConfig = RpcConfig()
+    dht: DhtConfig = DhtConfig()
+    store: StoreConfig = StoreConfig()
+    actors: ActorsConfig = ActorsConfig()

@@ -1,0 +1,225 @@
+"""Links within one process: the in-memory twin of the QUIC endpoint.
+
+Grants are checked as on a real link, so the layers above can be tested for trust.
+Bytes are delivered in order after `latency` seconds, on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from lattica.clock import Clock, SystemClock
+from lattica.errors import (
+    CrossMeshError,
+    LinkError,
+    LinkLostError,
+    SelfDialError,
+    UnreachableError,
+)
+from lattica.identity.grants import Membership, verify_chain
+from lattica.identity.keys import Identity, PeerId
+from lattica.link.interface import Link, LinkHandler, RemotePeer
+
+
+class MemoryNetwork:
+    """Joins the `MemoryLinks` of one process; can cut pairs apart."""
+
+    def __init__(self, *, latency: float = 0.0) -> None:
+        """`latency` is the one-way delay in seconds."""
+        self.latency = latency
+        self.members: dict[PeerId, MemoryLinks] = {}
+        self._cut: set[frozenset[PeerId]] = set()
+
+    def partition(self, one: PeerId, other: PeerId) -> None:
+        """Break the link of a pair and refuse new ones."""
+        self._cut.add(frozenset((one, other)))
+        link = self.members[one].find(other)
+        if isinstance(link, MemoryLink):
+            link.fail(LinkLostError("partitioned"))
+
+    def heal(self, one: PeerId, other: PeerId) -> None:
+        """Let a pair connect again."""
+        self._cut.discard(frozenset((one, other)))
+
+    def reachable(self, one: PeerId, other: PeerId) -> bool:
+        """Whether the pair can connect."""
+        return other in self.members and frozenset((one, other)) not in self._cut
+
+
+class MemoryLink:
+    """One end of an in-process link; see `lattica.link.interface.Link`."""
+
+    def __init__(
+        self, owner: MemoryLinks, remote: RemotePeer, *, is_dialer: bool, latency: float
+    ) -> None:
+        self._owner = owner
+        self._remote = remote
+        self._is_dialer = is_dialer
+        self._latency = latency
+        self._next = {False: 4 if is_dialer else 1, True: 2 if is_dialer else 3}
+        self._open = True
+        self.other: MemoryLink | None = None
+        self.handler: LinkHandler | None = None
+
+    @property
+    def local(self) -> PeerId:
+        return self._owner.local
+
+    @property
+    def remote(self) -> RemotePeer:
+        return self._remote
+
+    @property
+    def is_dialer(self) -> bool:
+        return self._is_dialer
+
+    @property
+    def is_open(self) -> bool:
+        return self._open
+
+    @property
+    def rtt(self) -> float:
+        return 2 * self._latency
+
+    @property
+    def address(self) -> str:
+        return "memory"
+
+    def open_stream(self, *, unidirectional: bool) -> int:
+        stream_id = self._next[unidirectional]
+        self._next[unidirectional] += 4
+        return stream_id
+
+    def write(
+        self, stream_id: int, data: bytes | bytearray | memoryview, *, end: bool = False
+    ) -> None:
+        if not self._open:
+            raise LinkLostError(f"the link to {self._remote.peer.short} is closed")
+        self._deliver("stream_data", stream_id, bytes(data), end)
+
+    def reset_stream(self, stream_id: int, code: int) -> None:
+        self._deliver("stream_reset", stream_id, code)
+
+    def stop_stream(self, stream_id: int, code: int) -> None:
+        self._deliver("stream_stopped", stream_id, code)
+
+    def close(self, reason: str = "") -> None:
+        if self._open:
+            self.fail(LinkLostError(f"closed here: {reason}"), LinkLostError(f"closed: {reason}"))
+
+    def fail(self, error: LinkError, theirs: LinkError | None = None) -> None:
+        """End both ends, as a killed process or a cut cable would."""
+        for end, cause in ((self, error), (self.other, theirs or error)):
+            if end is not None and end._open:
+                end._open = False
+                end._owner.forget(end)
+                if end.handler is not None:
+                    asyncio.get_running_loop().call_soon(end.handler.link_lost, cause)
+
+    def _deliver(self, event: str, *args: object) -> None:
+        other = self.other
+        assert other is not None
+        loop = asyncio.get_running_loop()
+
+        def arrive() -> None:
+            if other._open and other.handler is not None:
+                getattr(other.handler, event)(*args)
+
+        if self._latency:
+            loop.call_later(self._latency, arrive)
+        else:
+            loop.call_soon(arrive)
+
+
+class MemoryLinks:
+    """The links of one peer in a `MemoryNetwork`; see `lattica.link.interface.Links`."""
+
+    def __init__(
+        self,
+        network: MemoryNetwork,
+        identity: Identity,
+        membership: Membership,
+        *,
+        name: str = "",
+        clock: Clock | None = None,
+    ) -> None:
+        self._network = network
+        self._identity = identity
+        self._membership = membership
+        self._name = name or identity.peer_id.short
+        self._clock = clock or SystemClock()
+        self._links: dict[PeerId, MemoryLink] = {}
+        self._acceptor: Callable[[Link], LinkHandler] | None = None
+        self._listeners: list[Callable[[Link, bool], None]] = []
+        network.members[identity.peer_id] = self
+
+    @property
+    def local(self) -> PeerId:
+        return self._identity.peer_id
+
+    def set_acceptor(self, acceptor: Callable[[Link], LinkHandler]) -> None:
+        self._acceptor = acceptor
+
+    def current(self) -> Sequence[Link]:
+        return tuple(self._links.values())
+
+    def find(self, peer: PeerId) -> Link | None:
+        return self._links.get(peer)
+
+    async def connect(self, peer: PeerId, addresses: Sequence[str] = ()) -> Link:
+        if peer == self.local:
+            raise SelfDialError("a peer cannot dial itself")
+        if (link := self._links.get(peer)) is not None:
+            return link
+        await asyncio.sleep(self._network.latency)
+        if (link := self._links.get(peer)) is not None:
+            return link
+        if not self._network.reachable(self.local, peer):
+            raise UnreachableError(f"{peer.short} does not answer")
+        other = self._network.members[peer]
+        if other._membership.mesh != self._membership.mesh:
+            raise CrossMeshError(f"{peer.short} belongs to another mesh")
+        latency = self._network.latency
+        mine = MemoryLink(self, other._describe(), is_dialer=True, latency=latency)
+        theirs = MemoryLink(other, self._describe(), is_dialer=False, latency=latency)
+        mine.other, theirs.other = theirs, mine
+        for end in (theirs, mine):
+            end._owner._links[end.remote.peer] = end
+        for end in (theirs, mine):
+            assert end._owner._acceptor is not None, "set_acceptor() comes first"
+            end.handler = end._owner._acceptor(end)
+            end._owner._notify(end, True)
+        return mine
+
+    def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """In memory every member is known already."""
+
+    def subscribe(self, listener: Callable[[Link, bool], None]) -> Callable[[], None]:
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def forget(self, link: MemoryLink) -> None:
+        """Drop a link that has ended."""
+        if self._links.get(link.remote.peer) is link:
+            del self._links[link.remote.peer]
+            self._notify(link, False)
+
+    def leave(self) -> None:
+        """Vanish from the network: every link is lost."""
+        self._network.members.pop(self.local, None)
+        for link in tuple(self._links.values()):
+            link.fail(LinkLostError(f"{self.local.short} is gone"))
+
+    def _describe(self) -> RemotePeer:
+        scopes = verify_chain(
+            self._membership.chain,
+            mesh=self._membership.mesh,
+            subject=self.local,
+            now=self._clock.time(),
+        )
+        return RemotePeer(self.local, self._membership.mesh, scopes, self._name)
+
+    def _notify(self, link: MemoryLink, is_up: bool) -> None:
+        for listener in tuple(self._listeners):
+            listener(link, is_up)
