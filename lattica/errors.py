@@ -46,6 +46,18 @@ class TicketForeignError(TicketError):
     """The ticket belongs to another mesh than this peer."""
 
 
+class HomeError(LatticaError):
+    """A peer's directory cannot be read or written."""
+
+
+class HomeInUseError(HomeError):
+    """Another process runs the peer of this directory."""
+
+
+class ControlError(LatticaError):
+    """The running peer of this machine could not be asked."""
+
+
 # -------------------------------------------------------------- path and link
 
 

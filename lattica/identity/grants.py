@@ -78,7 +78,9 @@ def verify_chain(
         if grant.mesh != mesh or step.author != issuer or not delegable:
             raise GrantError(f"the chain of grants does not lead from mesh {mesh.short}")
         if grant.expires <= now:
-            raise GrantError(f"the grant expired {now - grant.expires:.0f} s ago; ask for a new one")
+            raise GrantError(
+                f"the grant expired {now - grant.expires:.0f} s ago; ask for a new one"
+            )
         if scopes is None:
             scopes = frozenset(grant.scopes)
         elif not all(allows(scopes, scope) for scope in grant.scopes):
