@@ -1,0 +1,1 @@
+"""Measurements: every row beside its reference, in the same run."""

@@ -1,0 +1,159 @@
+"""`lattica up` and `lattica join`: run a peer until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import time
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from lattica.cli import control
+from lattica.cli.options import add_peer, peer_options
+from lattica.cli.output import console, offers, print_json
+from lattica.cli.reports import InviteReport, PeerReport, StatusReport
+from lattica.errors import ControlError
+from lattica.identity.tickets import DAY
+from lattica.peer import Peer, PeerOptions
+
+Work = Callable[[Peer], Awaitable[None]]
+
+
+def register_up(parser: argparse.ArgumentParser) -> None:
+    """`lattica up`."""
+    add_peer(parser)
+    parser.set_defaults(run=lambda args: run_peer(peer_options(args), as_json=args.json))
+
+
+def register_join(parser: argparse.ArgumentParser) -> None:
+    """`lattica join TICKET`."""
+    parser.add_argument("ticket", help="the line that `lattica invite` printed")
+    add_peer(parser)
+    parser.set_defaults(
+        run=lambda args: run_peer(peer_options(args, ticket=args.ticket), as_json=args.json)
+    )
+
+
+async def run_peer(options: PeerOptions, *, as_json: bool, work: Work | None = None) -> None:
+    """Run a peer, and `work` beside it, until SIGINT, SIGTERM or the end of `work`."""
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with anyio.create_task_group() as tasks:
+
+            async def stop_on_signal() -> None:
+                async for _ in signals:
+                    tasks.cancel_scope.cancel()
+                    return
+
+            tasks.start_soon(stop_on_signal)
+            async with Peer.open(options) as peer:
+                responder = Responder(peer)
+                tasks.start_soon(control.serve, peer.home.directory, responder)
+                _announce(peer, as_json=as_json)
+                if work is None:
+                    await anyio.sleep_forever()
+                else:
+                    await work(peer)
+                tasks.cancel_scope.cancel()
+
+
+def _announce(peer: Peer, *, as_json: bool) -> None:
+    ticket = peer.invite().encode() if peer.can_invite else None
+    if as_json:
+        print_json(
+            {
+                "event": "up",
+                "name": peer.name,
+                "peer": str(peer.identity.peer_id),
+                "mesh": str(peer.membership.mesh),
+                "addresses": list(peer.addresses),
+                "ticket": ticket,
+            }
+        )
+        return
+    out = console()
+    out.print(
+        f"[bold]{peer.name}[/] {peer.identity.peer_id.short} is up in mesh "
+        f"{peer.membership.mesh.short} at {', '.join(peer.addresses)}"
+    )
+    out.print(f"offers {offers(peer.host.node_info().total)}; logs in {peer.home.logs}")
+    if ticket is not None:
+        out.print("on another machine run:\n")
+        out.print(f"lattica join {ticket}\n", markup=False)
+    out.print("Ctrl-C stops it")
+
+
+class Responder:
+    """Answers the control socket's questions about one peer."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._started = time.monotonic()
+
+    async def __call__(
+        self, question: control.Ask
+    ) -> StatusReport | InviteReport | list[PeerReport]:
+        """Answer one question.
+
+        Raises:
+            ControlError: this peer may not invite.
+        """
+        if question.what == "status":
+            return await self._status()
+        if question.what == "peers":
+            return await self.peers()
+        return self._invite(question.valid_for)
+
+    async def _status(self) -> StatusReport:
+        peer, info = self._peer, self._peer.host.node_info()
+        return StatusReport(
+            name=peer.name,
+            peer=str(peer.identity.peer_id),
+            mesh=str(peer.membership.mesh),
+            home=str(peer.home.directory),
+            addresses=list(peer.addresses),
+            links=len(peer.endpoint.current()),
+            peers=len(await peer.core.nodes()),
+            total=info.total,
+            available=info.available,
+            actors=info.actors,
+            documents=peer.open_documents,
+            refused=peer.rpc.counters["refused:permission"],
+            uptime_s=round(time.monotonic() - self._started, 1),
+            can_invite=peer.can_invite,
+        )
+
+    async def peers(self) -> list[PeerReport]:
+        """The live peers, this one first."""
+        peer, reports = self._peer, []
+        for info in await peer.core.nodes():
+            link = peer.endpoint.find(info.peer)
+            is_self = info.peer == peer.identity.peer_id
+            reports.append(
+                PeerReport(
+                    name=info.name,
+                    peer=str(info.peer),
+                    address=link.address if link else ", ".join(info.addresses),
+                    rtt_ms=round(link.rtt * 1000, 2) if link else None,
+                    is_self=is_self,
+                    total=info.total,
+                    available=info.available,
+                    labels=info.labels,
+                    actors=info.actors,
+                    scopes=sorted(info.scopes),
+                )
+            )
+        return sorted(reports, key=lambda report: (not report.is_self, report.name))
+
+    def _invite(self, valid_for: float) -> InviteReport:
+        if not self._peer.can_invite:
+            raise ControlError(
+                "this peer does not hold the mesh's authority key; "
+                "run `lattica invite` on the machine where the mesh was founded"
+            )
+        ticket = self._peer.invite(valid_for=valid_for or 7 * DAY)
+        return InviteReport(
+            ticket=ticket.encode(),
+            expires=time.time() + (valid_for or 7 * DAY),
+            addresses=list(self._peer.addresses),
+        )

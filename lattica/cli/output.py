@@ -1,0 +1,56 @@
+"""Tables for people, JSON for programs; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+GIB = 1 << 30
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that does not wrap or colour where nobody looks."""
+    result = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    if not result.is_terminal:
+        result.width = 200
+    return result
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on a line of its own."""
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A plain table."""
+    result = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        result.add_column(column, no_wrap=True)
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def offers(total: Mapping[str, float], available: Mapping[str, float] | None = None) -> str:
+    """Resources as a person reads them: `2/4 CPU, 7.5 GiB, camera 1`."""
+    parts = []
+    for name, amount in total.items():
+        if amount == 0:
+            continue
+        if name == "memory":
+            parts.append(f"{amount / GIB:.1f} GiB")
+            continue
+        free = f"{available.get(name, 0.0):g}/" if available is not None else ""
+        parts.append(f"{free}{amount:g} {name}")
+    return ", ".join(parts) or "nothing"
+
+
+def milliseconds(value: float | None) -> str:
+    """A round-trip time for a table."""
+    return "-" if value is None else f"{value:.1f} ms"

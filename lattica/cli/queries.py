@@ -1,0 +1,104 @@
+"""`lattica status`, `peers` and `invite`: ask the peer that runs on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import UTC, datetime
+
+from lattica.cli import control
+from lattica.cli.options import add_home, duration, home_of
+from lattica.cli.output import console, milliseconds, offers, print_json, table
+from lattica.cli.reports import InviteReport, PeerReport, StatusReport
+
+
+def register_status(parser: argparse.ArgumentParser) -> None:
+    """`lattica status`."""
+    add_home(parser)
+    parser.set_defaults(run=_status)
+
+
+def register_peers(parser: argparse.ArgumentParser) -> None:
+    """`lattica peers`."""
+    add_home(parser)
+    parser.set_defaults(run=_peers)
+
+
+def register_invite(parser: argparse.ArgumentParser) -> None:
+    """`lattica invite`."""
+    add_home(parser)
+    parser.add_argument(
+        "--valid-for",
+        type=duration,
+        default=0.0,
+        metavar="TIME",
+        help="how long the ticket can be used, such as 12h or 7d (default: 7d)",
+    )
+    parser.set_defaults(run=_invite)
+
+
+async def _status(args: argparse.Namespace) -> None:
+    report: StatusReport = await control.ask(
+        home_of(args).directory, control.Ask("status"), StatusReport
+    )
+    if args.json:
+        print_json(report)
+        return
+    rows = [
+        ["peer", f"{report.name}  {report.peer}"],
+        ["mesh", report.mesh + ("  (founded here)" if report.can_invite else "")],
+        ["addresses", ", ".join(report.addresses)],
+        ["links", f"{report.links} open, {report.peers} peers known"],
+        ["offers", offers(report.total, report.available)],
+        ["actors", str(report.actors)],
+        ["documents", ", ".join(report.documents) or "none open"],
+        ["refused calls", str(report.refused)],
+        ["home", report.home],
+        ["up for", f"{report.uptime_s:.0f} s"],
+    ]
+    console().print(table(["", ""], rows))
+
+
+async def _peers(args: argparse.Namespace) -> None:
+    reports: list[PeerReport] = await control.ask(
+        home_of(args).directory, control.Ask("peers"), list[PeerReport]
+    )
+    if args.json:
+        print_json(reports)
+        return
+    console().print(peer_table(reports))
+
+
+async def _invite(args: argparse.Namespace) -> None:
+    report: InviteReport = await control.ask(
+        home_of(args).directory, control.Ask("invite", args.valid_for), InviteReport
+    )
+    if args.json:
+        print_json(report)
+        return
+    out = console()
+    until = datetime.fromtimestamp(report.expires, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    out.print(f"a ticket to {', '.join(report.addresses)}, good until {until}; on another machine:")
+    out.print(f"\nlattica join {report.ticket}\n", markup=False)
+    out.print("Whoever has it can run code on this mesh: send it as you would a password.")
+
+
+def peer_table(reports: list[PeerReport]) -> object:
+    """The peers as people read them."""
+    from rich.table import Table
+
+    rows = [
+        [
+            report.name + (" (this)" if report.is_self else ""),
+            report.peer[:8],
+            report.address,
+            milliseconds(report.rtt_ms),
+            offers(report.total, report.available),
+            " ".join(f"{key}={value}" for key, value in report.labels.items()),
+            str(report.actors),
+        ]
+        for report in reports
+    ]
+    result: Table = table(
+        ["peer", "id", "address", "rtt", "offers (free/all)", "labels", "actors"], rows
+    )
+    return result
