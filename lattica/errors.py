@@ -6,6 +6,11 @@ where they enter; they never leak. A message says what happened and names the cu
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lattica.identity.keys import PeerId
+
 
 class LatticaError(Exception):
     """The root of every error raised by Lattica."""
@@ -229,7 +234,20 @@ class BlockCorruptError(StoreError):
 
 
 class ActorsError(LatticaError):
-    """A task, actor or object could not be handled."""
+    """A task, actor or object could not be handled.
+
+    Attributes, where they are known:
+        peer, peer_name: where it happened; the name is as people read it.
+        remote_traceback: the remote traceback as text.
+        may_have_run: whether user code may have run before it failed.
+        cause: the user's own exception, for a TaskError.
+    """
+
+    peer: PeerId | None = None
+    peer_name: str = ""
+    remote_traceback: str = ""
+    may_have_run: bool = True
+    cause: BaseException | None = None
 
 
 class NotInitializedError(ActorsError):
