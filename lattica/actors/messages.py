@@ -14,7 +14,7 @@ from lattica.identity.keys import PeerId
 from lattica.rpc.buffers import Buffer
 
 TaskId = bytes  # 16 random bytes
-ActorId = bytes  # 16 random bytes
+ActorId = bytes  # 48: the owner, who always knows where the actor is, and 16 random bytes
 LeaseId = bytes  # 16 random bytes
 
 
