@@ -1,0 +1,1 @@
+"""Which way packets go: sockets, physical paths and the virtual addresses above them."""

@@ -1,0 +1,86 @@
+"""What a path is to the link layer, whatever carries the packets.
+
+QUIC sees one *virtual address* per remote and never a socket's. The path decides for
+each packet which *candidate* physical path takes it: today the direct one; punched
+and relayed ones join the same list later, and the QUIC connection above goes on.
+Two implementations: `lattica.path.udp` (a socket) and `lattica.path.memory` (a seeded
+network in one process). Everything is called on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+# RFC 9443: QUIC packets have the fixed bit set. What has not is ours or garbage.
+QUIC_FIXED_BIT = 0x40
+
+
+class VirtualAddress(NamedTuple):
+    """Names a remote to QUIC. Means nothing outside the path that made it."""
+
+    scheme: str
+    number: int
+
+
+class Receiver(Protocol):
+    """What the layer above does with what arrives."""
+
+    def packets_received(self, packets: Sequence[tuple[bytes, VirtualAddress]]) -> None:
+        """QUIC datagrams of one wake-up, in the order of arrival."""
+        ...
+
+    def path_refused(self, address: VirtualAddress) -> None:
+        """The network says that nobody listens there. Unauthenticated: a hint only."""
+        ...
+
+
+class Path(Protocol):
+    """Sends and receives datagrams for one peer."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where others may reach this path: `host:port`."""
+        ...
+
+    @property
+    def counters(self) -> Counter[str]:
+        """What was dropped, and why."""
+        ...
+
+    def start(self, receiver: Receiver) -> None:
+        """Begin to deliver to `receiver`, on the running event loop."""
+        ...
+
+    def close(self) -> None:
+        """Stop, and free what is held. Idempotent."""
+        ...
+
+    async def resolve(self, address: str) -> VirtualAddress:
+        """The virtual address for a remote at `host:port`.
+
+        Raises:
+            AddressError: not of that form, or the name does not resolve.
+        """
+        ...
+
+    def send(self, datagrams: Sequence[bytes], address: VirtualAddress) -> None:
+        """Send in order, or drop and count: like UDP, without blocking or errors."""
+        ...
+
+    def datagram_limit(self, address: VirtualAddress) -> int | None:
+        """Largest datagram known to pass, in bytes; None where nothing is known."""
+        ...
+
+    def describe(self, address: VirtualAddress) -> str:
+        """The physical path used now, for people."""
+        ...
+
+    def hold(self, address: VirtualAddress) -> None:
+        """Keep the address known while a link uses it."""
+        ...
+
+    def release(self, address: VirtualAddress) -> None:
+        """The counterpart of `hold`."""
+        ...
