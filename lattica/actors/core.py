@@ -39,6 +39,8 @@ class Core(Protocol):
     async def create_actor(self, spec: ActorSpec) -> None:
         """Place and start an actor; returns once it is constructed.
 
+        Calls may be made as soon as this coroutine has taken its first step.
+
         Raises:
             NoPlacementError, NameTakenError, ActorDiedError, TaskError.
         """
@@ -79,6 +81,10 @@ class Core(Protocol):
 
     async def kill(self, actor: ActorId, *, no_restart: bool) -> None:
         """End an actor's process."""
+        ...
+
+    def drop_actor(self, actor: ActorId) -> None:
+        """The only handle of an unnamed actor is gone: end it once its calls are done."""
         ...
 
     async def find_actor(self, name: str) -> ActorInfo:

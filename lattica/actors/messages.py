@@ -98,6 +98,14 @@ class TaskSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     owner_name: str = ""
 
 
+class Parameter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One parameter of a method, for checks at the call site; never pickled."""
+
+    name: str
+    kind: int  # `inspect.Parameter.kind`
+    optional: bool
+
+
 class ActorSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """An actor to create."""
 
@@ -108,7 +116,7 @@ class ActorSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     args: Value
     arg_refs: tuple[ObjectId, ...]
     methods: dict[str, str]  # public methods and their kind: "call", "async", "stream"
-    signatures: Value | None = None  # pickled {method: inspect.Signature}, for call-site checks
+    signatures: dict[str, tuple[Parameter, ...]] = {}  # of methods, without self
     name: str = ""  # a named actor is found by this in the DHT
     requirements: Requirements = Requirements()
     max_restarts: int = 0  # -1: without end
@@ -125,7 +133,7 @@ class ActorInfo(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     class_name: str
     name: str
     methods: dict[str, str]
-    signatures: Value | None = None
+    signatures: dict[str, tuple[Parameter, ...]] = {}
     max_task_retries: int = 0
 
 
