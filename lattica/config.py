@@ -44,6 +44,19 @@ class DhtConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_record: int = 16 * KIB
     max_records_per_author: int = 256
     max_records_per_key: int = 512
+    max_records: int = 20_000  # kept for everybody together
+    max_bytes: int = 64 * MIB  # kept for everybody together
+    max_reply: int = 4 * MIB  # records in one answer
+    max_ttl: float = 3600.0
+    max_skew: float = 60.0  # how far an author's clock may be ahead
+    stores_per_second: float = 64.0  # from one author, sustained
+    store_burst: int = 512
+    lookup_timeout: float = 15.0
+    slow_query: float = 0.3  # an unanswered query then frees its place among the alpha
+    suspect_for: float = 5.0  # a peer that did not answer is not asked again for so long
+    refresh_every: float = 600.0
+    maintain_every: float = 5.0
+    max_probes: int = 64  # pings in progress to peers that are not in the table
 
 
 class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
