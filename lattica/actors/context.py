@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import os
 import threading
 from collections import deque
@@ -19,6 +20,8 @@ from lattica.actors.messages import ObjectId
 from lattica.errors import ActorsError, NotInitializedError
 
 T = TypeVar("T")
+
+log = logging.getLogger("lattica.actors")
 
 PIN_SECONDS = 10.0  # how long an outgoing ref is kept, until its receiver has borrowed it
 
@@ -64,17 +67,26 @@ class Context:
 
         Safe from `__del__` and from any thread. After `close` it does nothing.
         """
-        if self._closed:
-            return
-        self._posted.append((function, args))
-        # One wake-up serves a whole burst. The flag is cleared before the queue is emptied,
-        # so that something posted meanwhile is either taken along or schedules anew.
-        if not self._scheduled:
-            self._scheduled = True
-            try:
-                self.loop.call_soon_threadsafe(self._drain)
-            except RuntimeError:  # the loop is closed: the interpreter is on its way out
-                self._closed = True
+        self._enqueue(function, args)
+
+    def start(
+        self, coroutine: Callable[..., Coroutine[Any, Any, T]], *args: Any
+    ) -> concurrent.futures.Future[T]:
+        """Start `coroutine(*args)` on the core's loop, in order with what is posted.
+
+        Its first step is taken before anything that is posted or started later.
+
+        Raises:
+            NotInitializedError: the context is closed.
+        """
+        if not self.is_open:
+            raise NotInitializedError("lattica was shut down; call lattica.init() again")
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        with self._lock:
+            self._waits.add(future)
+        future.add_done_callback(self._forget)
+        self._enqueue(self._begin, (coroutine, args, future))
+        return future
 
     def run(self, coroutine: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
         """Call `coroutine(*args)` on the core's loop and block until its result.
@@ -85,29 +97,19 @@ class Context:
         if self.on_core_loop:
             raise ActorsError(
                 "a blocking call on Lattica's own event loop would wait for itself; "
-                "use `await` here: `await ref`, `await lattica.get_async(refs)`"
+                "use `await` here: `await ref`, `await asyncio.gather(*refs)`"
             )
-        future = self._start(coroutine(*args))
+        future = self.start(coroutine, *args)
         try:
             return future.result()
         except concurrent.futures.CancelledError:
             raise NotInitializedError("lattica was shut down during the call") from None
         finally:
-            if not future.done():  # Ctrl-C in the middle of the wait
-                future.cancel()
+            future.cancel()  # Ctrl-C in the middle of the wait; otherwise it does nothing
 
     async def run_async(self, coroutine: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
         """Await `coroutine(*args)`, which runs on the core's loop, from any asyncio loop."""
-        if self.on_core_loop:
-            self._drain()
-            return await coroutine(*args)
-        return await asyncio.wrap_future(self._start(coroutine(*args)))
-
-    def start(
-        self, coroutine: Callable[..., Coroutine[Any, Any, T]], *args: Any
-    ) -> concurrent.futures.Future[T]:
-        """Start `coroutine(*args)` on the core's loop."""
-        return self._start(coroutine(*args))
+        return await asyncio.wrap_future(self.start(coroutine, *args))
 
     def pin(self, object_id: ObjectId) -> None:
         """Keep an object for a while: a ref to it has just left this process."""
@@ -130,25 +132,66 @@ class Context:
         if not self._closed:
             self.core.release(object_id)
 
-    def _start(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        if not self.is_open:
-            coroutine.close()
-            raise NotInitializedError("lattica was shut down; call lattica.init() again")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        with self._lock:
-            self._waits.add(future)
-        future.add_done_callback(self._forget)
-        return future
-
     def _forget(self, future: concurrent.futures.Future[Any]) -> None:
         with self._lock:
             self._waits.discard(future)
+
+    def _enqueue(self, function: Callable[..., object], args: tuple[Any, ...]) -> None:
+        if self._closed:
+            return
+        self._posted.append((function, args))
+        # One wake-up serves a whole burst. The flag is cleared before the queue is emptied,
+        # so that something posted meanwhile is either taken along or schedules anew.
+        if not self._scheduled:
+            self._scheduled = True
+            try:
+                self.loop.call_soon_threadsafe(self._drain)
+            except RuntimeError:  # the loop is closed: the interpreter is on its way out
+                self._closed = True
 
     def _drain(self) -> None:
         self._scheduled = False
         while self._posted:
             function, args = self._posted.popleft()
-            function(*args)
+            try:
+                function(*args)
+            except Exception:
+                log.exception("%s failed", function)
+            if function == self._begin:
+                # The new task takes its first step before the rest of the queue.
+                self._scheduled = True
+                self.loop.call_soon(self._drain)
+                return
+
+    def _begin(
+        self,
+        coroutine: Callable[..., Coroutine[Any, Any, Any]],
+        args: tuple[Any, ...],
+        future: concurrent.futures.Future[Any],
+    ) -> None:
+        if future.cancelled() or self._closed:
+            future.cancel()
+            return
+        task = self.loop.create_task(coroutine(*args))
+        task.add_done_callback(lambda task: _settle(future, task))
+        future.add_done_callback(lambda future: self._cancelled(future, task))
+
+    def _cancelled(self, future: concurrent.futures.Future[Any], task: asyncio.Task[Any]) -> None:
+        if future.cancelled() and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(task.cancel)
+
+
+def _settle(future: concurrent.futures.Future[Any], task: asyncio.Task[Any]) -> None:
+    if task.cancelled():
+        future.cancel()
+        return
+    error = task.exception()
+    if not future.set_running_or_notify_cancel():
+        return
+    if error is None:
+        future.set_result(task.result())
+    else:
+        future.set_exception(error)
 
 
 _current: Context | None = None
