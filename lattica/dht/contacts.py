@@ -1,0 +1,56 @@
+"""The routing table's contacts, kept on disk between runs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from lattica.identity import wire
+from lattica.identity.tickets import Contact
+
+NAME = "contacts.msgpack"
+MAX_CONTACTS = 256
+
+
+class ContactFile:
+    """Reads and writes the contacts; without a directory it keeps nothing."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self._path = None if directory is None else directory / NAME
+        self._saved: tuple[Contact, ...] = ()
+
+    def load(self) -> tuple[Contact, ...]:
+        """The contacts of the last run; none if there is no file, or it cannot be read.
+
+        A lost file costs no more than a ticket's contacts, so damage is no error.
+        """
+        if self._path is None:
+            return ()
+        try:
+            return wire.decode(self._path.read_bytes(), tuple[Contact, ...])[:MAX_CONTACTS]
+        except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+            return ()
+
+    def save(self, contacts: Sequence[Contact]) -> None:
+        """Write the contacts, if they changed; an empty table does not erase the last one.
+
+        Raises:
+            OSError: the directory cannot be written.
+        """
+        kept = tuple(contacts[:MAX_CONTACTS])
+        if self._path is None or not kept or kept == self._saved:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd, temporary = tempfile.mkstemp(dir=self._path.parent)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(wire.encode(kept))
+            os.replace(temporary, self._path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        self._saved = kept

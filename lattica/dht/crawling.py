@@ -1,0 +1,194 @@
+"""The `kademlia` package's look-ups, made continuous.
+
+Which contact to ask next is decided without I/O (`next_query`, `answered`, `failed`,
+`slow`, `done`); `_find` drives it with tasks. Changed against the package: an exception
+ends one query and not the look-up, alpha queries are always in progress instead of rounds
+that wait for their slowest, and a peer that did not answer is never among the results.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import Protocol
+
+import anyio
+from kademlia.crawling import NodeSpiderCrawl
+from kademlia.node import Node
+
+from lattica.dht.routing import PeerNode
+
+log = logging.getLogger(__name__)
+
+
+class Answer(Protocol):
+    """What a query brings back."""
+
+    @property
+    def nodes(self) -> Sequence[PeerNode]:
+        """The closest contacts the asked peer knows."""
+        ...
+
+    @property
+    def records(self) -> bytes | memoryview:
+        """The records it holds, encoded."""
+        ...
+
+
+class CrawlProtocol(Protocol):
+    """Who carries queries out. None: no answer. Each call has its own deadline."""
+
+    async def call_find_node(self, node: PeerNode, target: Node) -> Answer | None:
+        """Ask `node` for the contacts closest to `target`."""
+        ...
+
+    async def call_find_value(self, node: PeerNode, target: Node, kind: str) -> Answer | None:
+        """Ask `node` for contacts and for records of `kind` under `target`."""
+        ...
+
+
+class Crawl(NodeSpiderCrawl):  # type: ignore[misc]  # kademlia has no types
+    """Finds the k live peers closest to a target."""
+
+    def __init__(
+        self,
+        protocol: CrawlProtocol,
+        target: Node,
+        peers: Iterable[PeerNode],
+        *,
+        ksize: int,
+        alpha: int,
+        slow_after: float,
+    ) -> None:
+        """A query unanswered for `slow_after` seconds frees its place among the alpha."""
+        super().__init__(protocol, target, list(peers), ksize, alpha)
+        self._slow_after = slow_after
+        self._dead: set[bytes] = set()
+        self._slow: set[bytes] = set()
+        self._asking: set[bytes] = set()
+        self._answered: set[bytes] = set()
+        self._progress = asyncio.Event()
+
+    # ------------------------------------------------------------ what to do next, no I/O
+
+    def next_query(self) -> PeerNode | None:
+        """The contact to ask now; None while alpha are asked or none is left to ask."""
+        if len(self._asking) - len(self._slow) >= self.alpha:
+            return None
+        for node in self._window():
+            if node.id not in self.nearest.contacted:
+                self.nearest.mark_contacted(node)
+                self._asking.add(node.id)
+                return node
+        return None
+
+    def answered(self, node: PeerNode, learned: Iterable[PeerNode]) -> None:
+        """A query was answered with further contacts."""
+        self._settle(node)
+        self._answered.add(node.id)
+        fresh = [
+            other
+            for other in learned
+            if other.id not in self._dead and other.id not in self.nearest.contacted
+        ]
+        self.nearest.push(fresh)
+
+    def failed(self, node: PeerNode) -> None:
+        """A query was not answered: the peer is out of this look-up."""
+        self._settle(node)
+        self._dead.add(node.id)
+        self.nearest.remove([node.id])
+
+    def slow(self, node: PeerNode) -> None:
+        """A query takes long: go on without waiting for it, but take its answer if it comes."""
+        if node.id in self._asking:
+            self._slow.add(node.id)
+            self._progress.set()
+
+    @property
+    def done(self) -> bool:
+        """Whether the k closest of the live contacts have all answered, or none is left."""
+        window = self._window()
+        if any(node.id not in self._answered for node in window):
+            return False
+        return len(window) == self.ksize or not self._asking
+
+    def closest(self) -> list[PeerNode]:
+        """The closest peers that have answered, nearest first."""
+        answered = (entry for entry in self.nearest.heap if entry[1].id in self._answered)
+        return [node for _, node in heapq.nsmallest(self.ksize, answered)]
+
+    def _window(self) -> list[PeerNode]:
+        hopeful = (entry for entry in self.nearest.heap if entry[1].id not in self._slow)
+        return [node for _, node in heapq.nsmallest(self.ksize, hopeful)]
+
+    def _settle(self, node: PeerNode) -> None:
+        self._asking.discard(node.id)
+        self._slow.discard(node.id)
+        self._progress.set()
+
+    # ------------------------------------------------------------------------ the driver
+
+    async def _find(
+        self, rpcmethod: Callable[[PeerNode, Node], Awaitable[Answer | None]]
+    ) -> list[PeerNode]:
+        async with anyio.create_task_group() as queries:
+            while not self.done:
+                while (node := self.next_query()) is not None:
+                    queries.start_soon(self._query, rpcmethod, node)
+                self._progress.clear()
+                # No deadline here: each query has one, and the caller bounds the look-up.
+                await self._progress.wait()
+            queries.cancel_scope.cancel()
+        return self.closest()
+
+    async def _query(
+        self, rpcmethod: Callable[[PeerNode, Node], Awaitable[Answer | None]], node: PeerNode
+    ) -> None:
+        timer = asyncio.get_running_loop().call_later(self._slow_after, self.slow, node)
+        try:
+            answer = await rpcmethod(node, self.node)
+        except Exception:  # one peer's answer must not end the look-up
+            log.warning("a query to %r raised; the look-up goes on", node, exc_info=True)
+            answer = None
+        finally:
+            timer.cancel()
+        if answer is None:
+            self.failed(node)
+        else:
+            self._collect(node, answer)
+            self.answered(node, answer.nodes)
+
+    def _collect(self, node: PeerNode, answer: Answer) -> None:
+        """What to do with an answer's records; a look-up for peers has no use for them."""
+
+
+class RecordCrawl(Crawl):
+    """Gathers the records under a key from the k live peers closest to it."""
+
+    def __init__(
+        self,
+        protocol: CrawlProtocol,
+        target: Node,
+        peers: Iterable[PeerNode],
+        *,
+        kind: str,
+        collect: Callable[[PeerNode, bytes | memoryview], None],
+        ksize: int,
+        alpha: int,
+        slow_after: float,
+    ) -> None:
+        """`collect(node, records)` is called with each answer's encoded records."""
+        super().__init__(protocol, target, peers, ksize=ksize, alpha=alpha, slow_after=slow_after)
+        self._kind = kind
+        self._collected = collect
+
+    async def find(self) -> list[PeerNode]:
+        """Ask for records on the way to the closest peers."""
+        return await self._find(partial(self.protocol.call_find_value, kind=self._kind))
+
+    def _collect(self, node: PeerNode, answer: Answer) -> None:
+        self._collected(node, answer.records)

@@ -1,0 +1,52 @@
+"""What the DHT's peers say to each other, and the address hygiene that goes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from lattica.identity.tickets import Contact
+from lattica.rpc.buffers import Buffer
+
+SERVICE = "dht"
+MAX_ADDRESSES = 16
+MAX_ADDRESS = 128  # characters
+
+
+class FindReply(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The closest contacts the answering peer knows, and the records it holds."""
+
+    addresses: tuple[str, ...]  # where the answering peer itself can be dialled
+    contacts: tuple[Contact, ...]
+    records: Buffer  # MessagePack of a tuple of Signed; empty when none was asked for
+
+
+class PeerAddresses(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The value of a "peer" record: where its author can be dialled, as `host:port`."""
+
+    addresses: tuple[str, ...]
+
+
+def clean_addresses(addresses: Iterable[str]) -> tuple[str, ...]:
+    """The well-formed `host:port`s among what a peer says, in order, at most 16."""
+    kept: dict[str, None] = {}
+    for address in addresses:
+        if len(kept) == MAX_ADDRESSES:
+            break
+        if _is_address(address):
+            kept[address] = None
+    return tuple(kept)
+
+
+def _is_address(address: str) -> bool:
+    host, colon, port = address.rpartition(":")
+    return (
+        len(address) <= MAX_ADDRESS
+        and bool(host and colon)
+        and address.isascii()
+        and address.isprintable()
+        and " " not in address
+        and port.isdigit()
+        and 0 < int(port) < 65536
+    )

@@ -1,0 +1,171 @@
+"""Calls to other peers of the DHT, and what their outcome says about them."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from kademlia.node import Node
+
+from lattica.clock import Clock
+from lattica.config import DhtConfig
+from lattica.dht.messages import SERVICE, FindReply, clean_addresses
+from lattica.dht.routing import PeerNode, Table
+from lattica.dht.service import DhtService
+from lattica.errors import (
+    BusyError,
+    DeadlineError,
+    LatticaError,
+    PermissionDeniedError,
+    RecordError,
+)
+from lattica.identity import grants
+from lattica.identity.keys import PeerId
+from lattica.identity.signed import Signed
+from lattica.identity.tickets import Contact
+from lattica.rpc import Rpc
+
+MAX_SUSPECTS = 1024
+STRIKES = 2  # deadlines in a row, over a link that lives, before a contact is dropped
+
+
+class FindAnswer(NamedTuple):
+    """A checked reply to a query."""
+
+    nodes: list[PeerNode]
+    records: memoryview | bytes
+
+
+class DhtProtocol:
+    """Carries queries out over RPC; keeps the table true to their outcome."""
+
+    def __init__(
+        self,
+        rpc: Rpc,
+        table: Table,
+        *,
+        addresses: Callable[[], Sequence[str]],
+        config: DhtConfig,
+        clock: Clock,
+        counters: Counter[str],
+    ) -> None:
+        self._rpc = rpc
+        self._table = table
+        self._addresses = addresses
+        self._config = config
+        self._clock = clock
+        self._counters = counters
+        self._suspects: OrderedDict[PeerId, float] = OrderedDict()
+
+    async def call_ping(self, node: PeerNode) -> bool:
+        """Whether a peer answers; it is entered in the table if it does and is a member."""
+        return await self.try_ping(node) is None
+
+    async def try_ping(self, node: PeerNode) -> LatticaError | None:
+        """Like `call_ping`, but says what was wrong; None if it answered."""
+        try:
+            addresses = await self._stub(node).ping(self._own_addresses())
+        except LatticaError as error:
+            self._unanswered(node, error)
+            return error
+        self._answered(node, addresses)
+        return None
+
+    async def call_find_node(self, node: PeerNode, target: Node) -> FindAnswer | None:
+        """Ask for the contacts closest to `target`; None if there was no answer."""
+        return await self.call_find_value(node, target, "")
+
+    async def call_find_value(self, node: PeerNode, target: Node, kind: str) -> FindAnswer | None:
+        """Ask for contacts, and for records of `kind`; None if there was no answer."""
+        if self.is_suspect(node.peer):
+            self._counters["skipped:suspect"] += 1
+            return None
+        try:
+            reply = await self._stub(node).find(target.id, kind, self._own_addresses())
+        except LatticaError as error:
+            self._unanswered(node, error)
+            return None
+        self._answered(node, reply.addresses)
+        return FindAnswer(self._learn(reply), reply.records.data)
+
+    async def call_store(self, node: PeerNode, envelope: Signed) -> LatticaError | None:
+        """Ask a peer to keep a record; None if it did, else why not."""
+        try:
+            await self._stub(node).store(envelope, self._own_addresses())
+        except (RecordError, PermissionDeniedError) as error:  # it lives, and says no
+            self._counters["store_refused"] += 1
+            return error
+        except LatticaError as error:
+            self._unanswered(node, error)
+            return error
+        node.strikes = 0
+        return None
+
+    def is_suspect(self, peer: PeerId) -> bool:
+        """Whether a peer failed to answer a moment ago and no link has come up since."""
+        until = self._suspects.get(peer)
+        if until is None:
+            return False
+        if until > self._clock.monotonic() and self._rpc.links.find(peer) is None:
+            return True
+        del self._suspects[peer]
+        return False
+
+    def trust(self, peer: PeerId) -> None:
+        """A peer shows life: it may be asked again."""
+        self._suspects.pop(peer, None)
+
+    def nodes_of(self, contacts: Sequence[Contact]) -> list[PeerNode]:
+        """Contacts heard of from others; links learn where they can be dialled."""
+        nodes = []
+        for contact in contacts:
+            if contact.peer == self._rpc.local:
+                continue
+            known = self._table.find(contact.peer)
+            if known is not None:
+                nodes.append(known)  # what a peer said of itself beats hearsay
+                continue
+            addresses = clean_addresses(contact.addresses)
+            if addresses:
+                self._rpc.links.learn(contact.peer, addresses)
+            nodes.append(PeerNode(contact.peer, addresses))
+        return nodes
+
+    def _learn(self, reply: FindReply) -> list[PeerNode]:
+        if len(reply.contacts) > self._config.k:
+            self._counters["truncated:contacts"] += 1
+        return self.nodes_of(reply.contacts[: self._config.k])
+
+    def _answered(self, node: PeerNode, addresses: Sequence[str]) -> None:
+        self.trust(node.peer)
+        node.strikes = 0
+        said = clean_addresses(addresses)
+        if said:
+            node.addresses = said
+            self._rpc.links.learn(node.peer, said)
+        link = self._rpc.links.find(node.peer)
+        if link is not None and grants.allows(link.remote.scopes, grants.CALL):
+            self._table.add_contact(node)
+
+    def _unanswered(self, node: PeerNode, error: LatticaError) -> None:
+        self._counters[f"unanswered:{type(error).__name__}"] += 1
+        if isinstance(error, BusyError):
+            return
+        node.strikes += 1
+        linked = self._rpc.links.find(node.peer) is not None
+        # A deadline on a link whose heartbeats go on means slow, not gone.
+        if isinstance(error, DeadlineError) and linked and node.strikes < STRIKES:
+            return
+        self._table.remove_contact(node)
+        if not linked:
+            self._suspects[node.peer] = self._clock.monotonic() + self._config.suspect_for
+            self._suspects.move_to_end(node.peer)
+            while len(self._suspects) > MAX_SUSPECTS:
+                self._suspects.popitem(last=False)
+
+    def _own_addresses(self) -> tuple[str, ...]:
+        return clean_addresses(self._addresses())
+
+    def _stub(self, node: PeerNode) -> DhtService:
+        return self._rpc.client(node.peer, DhtService, SERVICE, timeout=self._config.query_timeout)

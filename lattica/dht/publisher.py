@@ -1,0 +1,175 @@
+"""The records a peer says itself: sealed, replicated, kept alive, taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+import anyio
+
+from lattica.clock import Clock
+from lattica.config import DhtConfig
+from lattica.dht.keys import KEY_BYTES
+from lattica.dht.protocol import DhtProtocol
+from lattica.dht.records import Kinds, Record, seal
+from lattica.dht.routing import PeerNode
+from lattica.dht.storage import Storage
+from lattica.errors import DhtError, LatticaError, RecordError
+from lattica.identity import wire
+from lattica.identity.keys import Identity
+from lattica.identity.signed import Signed
+
+MAX_PARALLEL = 8  # records republished at one time
+MICROSECONDS = 1_000_000
+
+
+class Owned(NamedTuple):
+    """A record that is kept alive."""
+
+    value: bytes
+    ttl: float
+    expires: float
+
+
+class Replication(NamedTuple):
+    """How a record's copies fared."""
+
+    acknowledged: int
+    asked: int
+    refusals: tuple[LatticaError, ...]
+
+
+class Publisher:
+    """Says things under keys for as long as the peer lives."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        storage: Storage,
+        kinds: Kinds,
+        protocol: DhtProtocol,
+        *,
+        closest: Callable[[bytes], Awaitable[list[PeerNode]]],
+        config: DhtConfig,
+        clock: Clock,
+    ) -> None:
+        """`closest(key)` looks up the live peers closest to a key."""
+        self._identity = identity
+        self._storage = storage
+        self._kinds = kinds
+        self._protocol = protocol
+        self._closest = closest
+        self._config = config
+        self._clock = clock
+        self._owned: dict[tuple[bytes, str], Owned] = {}
+        self._sequence = 0
+
+    def own(self, key: bytes, kind: str, value: Any, ttl: float | None = None) -> Signed:
+        """Seal a value, keep it here, and republish it from now on.
+
+        Raises:
+            RecordError: unknown kind, or a value, key or ttl that does not fit.
+        """
+        ttl = self._config.record_ttl if ttl is None else ttl
+        if not 0 < ttl <= self._config.max_ttl:
+            raise RecordError(f"ttl must be above 0 and at most {self._config.max_ttl:.0f} s")
+        if len(key) != KEY_BYTES:
+            raise RecordError(f"a key is {KEY_BYTES} bytes; make one with dht_key()")
+        try:
+            data = wire.encode(value)
+        except (TypeError, ValueError, NotImplementedError, RecursionError) as error:
+            raise RecordError(
+                f"the value of a {kind!r} record cannot be encoded: {error}"
+            ) from None
+        return self._say(key, kind, Owned(data, ttl, self._clock.time() + ttl))
+
+    def disown(self, key: bytes, kind: str) -> Signed | None:
+        """Stop republishing, and seal a tombstone; None if nothing is owned there.
+
+        The tombstone outlives the record, so that no copy can come back after it.
+        """
+        owned = self._owned.pop((key, kind), None)
+        if owned is None:
+            return None
+        expires = max(owned.expires, self._clock.time() + 1.0)
+        envelope = self._seal(Record(key, kind, self._next_sequence(), expires, b"", removed=True))
+        self._storage.store(envelope, now=self._clock.time(), own=True)
+        return envelope
+
+    def forget(self, key: bytes, kind: str) -> None:
+        """Undo `own` where no other peer took the record."""
+        self._owned.pop((key, kind), None)
+        self._storage.discard(key, kind, self._identity.peer_id)
+
+    def owns(self, key: bytes, kind: str) -> bool:
+        """Whether the record is being kept alive."""
+        return (key, kind) in self._owned
+
+    def owned(self) -> list[tuple[bytes, str]]:
+        """What is being kept alive."""
+        return list(self._owned)
+
+    async def replicate(self, key: bytes, envelope: Signed) -> Replication:
+        """Have the k peers closest to `key` keep a record."""
+        nodes = await self._closest(key)
+        outcomes: list[LatticaError | None] = []
+
+        async def store(node: PeerNode) -> None:
+            outcomes.append(await self._protocol.call_store(node, envelope))
+
+        async with anyio.create_task_group() as stores:
+            for node in nodes:
+                stores.start_soon(store, node)
+        refusals = tuple(error for error in outcomes if error is not None)
+        return Replication(len(outcomes) - len(refusals), len(nodes), refusals)
+
+    async def republish(self) -> int:
+        """Say everything owned again with a later expiry; how many some other peer took."""
+        room = anyio.CapacityLimiter(MAX_PARALLEL)
+        kept = 0
+
+        async def again(key: bytes, kind: str) -> None:
+            nonlocal kept
+            async with room:
+                owned = self._owned.get((key, kind))
+                if owned is None:  # removed while we waited for room
+                    return
+                fresh = owned._replace(expires=self._clock.time() + owned.ttl)
+                done = await self.replicate(key, self._say(key, kind, fresh))
+                kept += done.acknowledged > 0
+
+        async with anyio.create_task_group() as records:
+            for key, kind in self.owned():
+                records.start_soon(again, key, kind)
+        return kept
+
+    def _say(self, key: bytes, kind: str, owned: Owned) -> Signed:
+        record = Record(key, kind, self._next_sequence(), owned.expires, owned.value)
+        envelope = self._seal(record)
+        self._storage.store(envelope, now=self._clock.time(), own=True)
+        self._owned[key, kind] = owned
+        return envelope
+
+    def _seal(self, record: Record) -> Signed:
+        self._kinds.check(self._identity.peer_id, record)
+        return seal(self._identity, record)
+
+    def _next_sequence(self) -> int:
+        # The clock makes a restarted peer's records newer than those it said before.
+        self._sequence = max(self._sequence + 1, int(self._clock.time() * MICROSECONDS))
+        return self._sequence
+
+
+def require_replica(done: Replication) -> int:
+    """The number of peers that keep a copy.
+
+    Raises:
+        DhtError: there are other peers and none took it.
+    """
+    if done.acknowledged or not done.asked:
+        return done.acknowledged
+    reasons = sorted({str(error) for error in done.refusals})[:3]
+    raise DhtError(
+        f"none of {done.asked} peers keeps the record ({'; '.join(reasons)}). "
+        "Check that this peer's ticket grants 'call' and that all peers know the record's kind"
+    )

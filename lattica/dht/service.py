@@ -1,0 +1,98 @@
+"""What a peer of the DHT answers to others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from lattica.clock import Clock
+from lattica.config import DhtConfig
+from lattica.dht.keys import KEY_BYTES
+from lattica.dht.messages import FindReply, clean_addresses
+from lattica.dht.routing import PeerNode, Table
+from lattica.dht.storage import Kept, Storage
+from lattica.errors import BadArgumentsError, RecordError
+from lattica.identity import grants, wire
+from lattica.identity.signed import Signed
+from lattica.rpc import Buffer, caller, method
+
+
+class DhtService:
+    """Kademlia's calls over RPC. Strangers may look things up, and no more."""
+
+    def __init__(
+        self,
+        table: Table,
+        storage: Storage,
+        *,
+        addresses: Callable[[], Sequence[str]],
+        seen: Callable[[PeerNode], None],
+        config: DhtConfig,
+        clock: Clock,
+        counters: Counter[str],
+    ) -> None:
+        """`seen(node)` is told of every member of the mesh that calls."""
+        self._table = table
+        self._storage = storage
+        self._addresses = addresses
+        self._seen = seen
+        self._config = config
+        self._clock = clock
+        self._counters = counters
+
+    @method(scope=None)
+    async def ping(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        """Tell where each end can be dialled; the answer shows that this end lives."""
+        self._note_caller(addresses)
+        return clean_addresses(self._addresses())
+
+    @method(scope=None)
+    async def find(self, target: bytes, kind: str, addresses: tuple[str, ...]) -> FindReply:
+        """The contacts closest to `target`; with a `kind`, its records under that key too."""
+        if len(target) != KEY_BYTES:
+            self._counters["refused:bad_target"] += 1
+            raise BadArgumentsError(f"a target is {KEY_BYTES} bytes, not {len(target)}")
+        asking = self._note_caller(addresses)
+        place = int.from_bytes(target, "big")
+        closest = self._table.closest(place, self._config.k, {asking.id})
+        now = self._clock.time()
+        records = self._storage.get(target, kind, now=now) if kind else []
+        return FindReply(
+            clean_addresses(self._addresses()),
+            tuple(node.contact for node in closest),
+            Buffer(self._pack(records)),
+        )
+
+    @method(scope=grants.CALL)
+    async def store(self, envelope: Signed, addresses: tuple[str, ...]) -> None:
+        """Keep the caller's own record.
+
+        Only its author may store a record: grants are proven by a link, not by an envelope,
+        and nobody can bring back what an author has taken away.
+
+        Raises:
+            RecordError: see `Storage.store`.
+        """
+        self._note_caller(addresses)
+        if envelope.author != caller().peer:
+            self._counters["refused:author"] += 1
+            raise RecordError("a record is stored by its author and by nobody else")
+        self._storage.store(envelope, now=self._clock.time())
+
+    def _note_caller(self, addresses: tuple[str, ...]) -> PeerNode:
+        call = caller()
+        node = PeerNode(call.peer, clean_addresses(addresses))
+        if grants.allows(call.scopes, grants.CALL):
+            self._seen(node)
+        return node
+
+    def _pack(self, records: list[Kept]) -> bytes:
+        chosen: list[Signed] = []
+        room = self._config.max_reply
+        for kept in records:
+            room -= len(kept.envelope.payload) + 256  # the envelope around the payload
+            if room < 0:
+                self._counters["truncated:reply"] += 1
+                break
+            chosen.append(kept.envelope)
+        return wire.encode(tuple(chosen)) if chosen else b""

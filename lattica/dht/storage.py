@@ -1,0 +1,175 @@
+"""The records a peer keeps for others. No I/O: time is an argument."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+from lattica.config import DhtConfig
+from lattica.dht.records import Record, Verifier
+from lattica.errors import RecordError
+from lattica.identity.keys import PeerId
+from lattica.identity.signed import Signed
+
+
+class Kept(NamedTuple):
+    """A stored envelope and the record it holds."""
+
+    envelope: Signed
+    record: Record
+
+
+class _Author:
+    """What is counted of one author: how many records, and how fast they come."""
+
+    __slots__ = ("at", "records", "tokens")
+
+    def __init__(self, tokens: float, at: float) -> None:
+        self.records = 0
+        self.tokens = tokens
+        self.at = at
+
+
+Slot = tuple[str, PeerId]  # kind and author: what may stand once under a key
+
+
+class Storage:
+    """Verified records by key, many authors each, within limits."""
+
+    def __init__(self, verifier: Verifier, config: DhtConfig) -> None:
+        self._verifier = verifier
+        self._config = config
+        self._keys: dict[bytes, dict[Slot, Kept]] = {}
+        self._authors: dict[PeerId, _Author] = {}
+        self._count = 0
+        self._bytes = 0
+        self.counters: Counter[str] = Counter()  # refusals by reason
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of payload kept."""
+        return self._bytes
+
+    def store(self, envelope: Signed, *, now: float, own: bool = False) -> Record:
+        """Keep a record; the same one again is no error. `own` records know no limits.
+
+        Raises:
+            RecordError: forged, expired, oversized, mistyped, stale, replayed, or over a limit.
+        """
+        author = envelope.author
+        if not own:
+            self._spend(author, now)
+        try:
+            record = self._verifier.open(envelope, now=now)
+        except RecordError:
+            self.counters["refused:invalid"] += 1
+            raise
+        slots = self._keys.get(record.key, {})
+        slot = (record.kind, author)
+        old = slots.get(slot)
+        if old is not None and old.record.expires <= now:
+            self._drop(record.key, slot)
+            old = None
+        if old is not None:
+            if old.envelope == envelope:
+                return record
+            if record.sequence == old.record.sequence:
+                raise self._refuse("conflict", "two records of one author have one sequence")
+            if record.sequence < old.record.sequence:
+                raise self._refuse("stale", "a newer record of this author is kept already")
+        if not own:
+            self._check_room(author, slots, old, len(envelope.payload), now)
+        if old is not None:
+            self._drop(record.key, slot)
+        self._keep(slot, Kept(envelope, record), now)
+        return record
+
+    def get(self, key: bytes, kind: str, *, now: float) -> list[Kept]:
+        """The unexpired records of a kind under a key, tombstones too, newest first."""
+        found = [
+            kept
+            for (kept_kind, _), kept in self._keys.get(key, {}).items()
+            if kept_kind == kind and kept.record.expires > now
+        ]
+        found.sort(key=lambda kept: kept.record.sequence, reverse=True)
+        return found
+
+    def expire(self, *, now: float) -> int:
+        """Forget what has expired; the number forgotten."""
+        stale = [
+            (key, slot)
+            for key, slots in self._keys.items()
+            for slot, kept in slots.items()
+            if kept.record.expires <= now
+        ]
+        for key, slot in stale:
+            self._drop(key, slot)
+        idle = [
+            author
+            for author, state in self._authors.items()
+            if state.records == 0 and self._refill(state, now) >= self._config.store_burst
+        ]
+        for author in idle:
+            del self._authors[author]
+        return len(stale)
+
+    def discard(self, key: bytes, kind: str, author: PeerId) -> None:
+        """Forget one record, if it is kept."""
+        if (kind, author) in self._keys.get(key, {}):
+            self._drop(key, (kind, author))
+
+    def _check_room(
+        self, author: PeerId, slots: dict[Slot, Kept], old: Kept | None, size: int, now: float
+    ) -> None:
+        config = self._config
+        freed = 0 if old is None else len(old.envelope.payload)
+        if old is None:
+            if self._state(author, now).records >= config.max_records_per_author:
+                raise self._refuse("author_full", f"{author.short} has too many records here")
+            if len(slots) >= config.max_records_per_key:
+                raise self._refuse("key_full", "too many records under this key")
+            if self._count >= config.max_records:
+                raise self._refuse("full", "this peer keeps no more records")
+        if self._bytes + size - freed > config.max_bytes:
+            raise self._refuse("full", "this peer keeps no more bytes of records")
+
+    def _refuse(self, reason: str, message: str) -> RecordError:
+        self.counters[f"refused:{reason}"] += 1
+        return RecordError(message)
+
+    def _spend(self, author: PeerId, now: float) -> None:
+        # Before the signature is looked at: verifying is what a flood would make us pay for.
+        state = self._state(author, now)
+        state.tokens = self._refill(state, now)
+        state.at = now
+        if state.tokens < 1.0:
+            raise self._refuse("rate", f"{author.short} stores too fast; slow down")
+        state.tokens -= 1.0
+
+    def _refill(self, state: _Author, now: float) -> float:
+        gained = max(0.0, now - state.at) * self._config.stores_per_second
+        return min(float(self._config.store_burst), state.tokens + gained)
+
+    def _state(self, author: PeerId, now: float) -> _Author:
+        state = self._authors.get(author)
+        if state is None:
+            state = self._authors[author] = _Author(float(self._config.store_burst), now)
+        return state
+
+    def _keep(self, slot: Slot, kept: Kept, now: float) -> None:
+        self._keys.setdefault(kept.record.key, {})[slot] = kept
+        self._state(slot[1], now).records += 1
+        self._count += 1
+        self._bytes += len(kept.envelope.payload)
+
+    def _drop(self, key: bytes, slot: Slot) -> None:
+        slots = self._keys[key]
+        kept = slots.pop(slot)
+        if not slots:
+            del self._keys[key]
+        self._authors[slot[1]].records -= 1
+        self._count -= 1
+        self._bytes -= len(kept.envelope.payload)
