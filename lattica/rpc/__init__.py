@@ -1,0 +1,8 @@
+"""Typed calls between peers: a control plane for messages, a data plane for bytes."""
+
+from lattica.rpc.buffers import Buffer
+from lattica.rpc.context import CallContext, caller, trace_id
+from lattica.rpc.methods import method
+from lattica.rpc.rpc import ItemStream, Rpc
+
+__all__ = ["Buffer", "CallContext", "ItemStream", "Rpc", "caller", "method", "trace_id"]

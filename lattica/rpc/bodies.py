@@ -1,0 +1,154 @@
+"""Large buffers of one message on a data stream of their own, under credit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from lattica.errors import FrameError
+from lattica.rpc import messages as m
+from lattica.rpc.channel import Channel
+
+
+class BodySender:
+    """Sends views, never more than the receiver's credit ahead. No copies here."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        header: m.Body,
+        views: Sequence[memoryview],
+        stopped: Callable[[int], None],
+    ) -> None:
+        self._channel = channel
+        self._header = header
+        self._views = [view for view in reversed(views) if view.nbytes]
+        self._sent = 0
+        self._limit = channel.peer_window
+        self._stopped = stopped
+        self.is_done = False
+        self.stream = -1
+
+    def start(self) -> None:
+        """Open the stream and send what the credit allows."""
+        self.stream = self._channel.open_source(self, self._header)
+        self._pump()
+
+    def grant(self, limit: int) -> None:
+        """See `Source`."""
+        self._limit = max(self._limit, limit)
+        self._pump()
+
+    def stopped(self, code: int) -> None:
+        """See `Source`."""
+        self._views.clear()
+        self.is_done = True
+        self._stopped(code)
+
+    def abandon(self) -> None:
+        """Give up what is not sent yet."""
+        self._views.clear()
+        if not self.is_done:
+            self.is_done = True
+            if self.stream >= 0:
+                self._channel.close_source(self.stream, reset=m.CANCELLED)
+
+    def _pump(self) -> None:
+        if self.is_done:
+            return
+        while self._views and self._sent < self._limit:
+            view = self._views.pop()
+            room = self._limit - self._sent
+            if view.nbytes > room:
+                self._views.append(view[room:])
+                view = view[:room]
+            self._sent += view.nbytes
+            self._channel.write(self.stream, view, end=not self._views)
+        if not self._views:
+            self.is_done = True
+            if not self._sent:
+                self._channel.write(self.stream, b"", end=True)
+            self._channel.close_source(self.stream)
+
+
+class BodyReceiver:
+    """Takes a body in. What was announced costs nothing until it arrives."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._done: Callable[[str], None] | None = None
+        self._sizes: Sequence[int] = ()
+        self._total = 0
+        self._stream = -1
+        self._data = bytearray()
+        self._granted = max(m.INITIAL_CREDIT, channel.config.stream_window)
+        self._ended = False
+        self._cut = False
+
+    @property
+    def arrived(self) -> int:
+        """Bytes so far."""
+        return len(self._data)
+
+    def announce(self, sizes: Sequence[int], done: Callable[[str], None]) -> None:
+        """The message that the body belongs to has arrived.
+
+        `done("")` is called once all has arrived, `done(reason)` if it will not.
+        """
+        self._sizes, self._total, self._done = sizes, sum(sizes), done
+        if self._cut:
+            self.cut(m.CANCELLED)
+        elif self._stream >= 0:
+            self._advance(done)
+
+    def attach(self, stream: int) -> None:
+        """The stream has arrived."""
+        if self._stream >= 0:
+            raise FrameError("two bodies for one message")
+        self._stream = stream
+
+    def feed(self, data: bytes, end: bool) -> None:
+        """See `Sink`."""
+        self._data += data
+        self._ended = end
+        if len(self._data) > self._granted:
+            raise FrameError("more bytes than the credit given")
+        if self._done is not None:
+            self._advance(self._done)
+
+    def _advance(self, done: Callable[[str], None]) -> None:
+        arrived = len(self._data)
+        if arrived > self._total or (self._ended and arrived != self._total):
+            raise FrameError(f"a body of {arrived} bytes instead of {self._total}")
+        if self._ended:
+            done("")
+            return
+        window = self._channel.config.stream_window
+        if self._granted < self._total and arrived + window - self._granted >= window // 4:
+            self._granted = arrived + window
+            self._channel.send(m.Credit(self._stream, self._granted))
+
+    def cut(self, code: int) -> None:
+        """See `Sink`."""
+        self._cut = True
+        if self._done is not None:
+            self._done("a body ended before its end was announced")
+
+    def abandon(self, code: int = m.CANCELLED) -> None:
+        """Take in no more."""
+        self._done = _nobody
+        if self._stream >= 0 and not self._ended:
+            self._channel.close_sink(self._stream, code)
+        self._data = bytearray()
+
+    def views(self) -> list[memoryview]:
+        """The buffers, without a copy."""
+        whole = memoryview(self._data)
+        at, views = 0, []
+        for size in self._sizes:
+            views.append(whole[at : at + size])
+            at += size
+        return views
+
+
+def _nobody(problem: str) -> None:
+    """Nobody waits for the body any more."""

@@ -1,0 +1,365 @@
+"""The calling side of one link: calls in flight and their outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+import msgspec
+
+from lattica.errors import (
+    BadArgumentsError,
+    BadResultError,
+    BusyError,
+    DeadlineError,
+    FrameError,
+    LatticaError,
+    LinkError,
+    LinkLostError,
+    StreamTruncatedError,
+)
+from lattica.rpc import messages as m
+from lattica.rpc.bodies import BodyReceiver, BodySender
+from lattica.rpc.channel import Channel, Sink, lost_call
+from lattica.rpc.codec import Encoder, Packed
+from lattica.rpc.context import trace_id
+from lattica.rpc.deadlines import Deadlines
+from lattica.rpc.failures import to_error
+from lattica.rpc.items import Arrived, ItemReader
+from lattica.rpc.methods import MethodSpec
+
+
+class Pending:
+    """One call in flight."""
+
+    __slots__ = ("body", "call", "future", "items", "result", "sender", "slot")
+
+    def __init__(self, call: int, future: asyncio.Future[Any]) -> None:
+        self.call = call
+        self.future = future
+        self.slot = -1
+        self.sender: BodySender | None = None
+        self.body: BodyReceiver | None = None
+        self.result: m.Result | None = None
+        self.items: ItemReader | None = None
+
+    def settle(self, outcome: m.Result | m.Failure | LatticaError) -> None:
+        """Give the call its one outcome."""
+        if self.items is not None:
+            assert not isinstance(outcome, m.Result)
+            self.items.fail(outcome)
+        elif not self.future.done():
+            # Always a result, never set_exception: a caller cancelled in the same turn
+            # would leave an exception that nobody retrieves.
+            self.future.set_result(outcome)
+
+
+class Timer:
+    """Fires the deadlines of all calls of one `Rpc`."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._deadlines: Deadlines[Any] = Deadlines()
+        self._handle: asyncio.TimerHandle | None = None
+        self._armed = math.inf
+
+    def now(self) -> float:
+        """Seconds on the event loop's clock."""
+        return self._loop.time()
+
+    def add(self, key: Any, when: float) -> int:
+        """Call `key.expire()` at `when`; the result is for `discard`."""
+        slot = self._deadlines.add(key, when)
+        if when < self._armed:
+            self._arm()
+        return slot
+
+    def discard(self, slot: int, key: Any) -> None:
+        """Forget a deadline."""
+        self._deadlines.discard(slot, key)
+
+    def close(self) -> None:
+        """Fire no more."""
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def _arm(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        when = self._deadlines.next()
+        self._armed = math.inf if when is None else when
+        if when is not None:
+            self._handle = self._loop.call_at(when, self._fire)
+
+    def _fire(self) -> None:
+        for key in self._deadlines.due(self._loop.time()):
+            key.expire()
+        self._arm()
+
+
+class _Expiry:
+    """A call's deadline."""
+
+    __slots__ = ("calls", "pending")
+
+    def __init__(self, calls: Calls, pending: Pending) -> None:
+        self.calls = calls
+        self.pending = pending
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        self.pending.settle(DeadlineError("the deadline passed before the call had an outcome"))
+
+
+class Calls:
+    """Sends calls over a channel and settles them."""
+
+    def __init__(self, channel: Channel, timer: Timer, encoder: Encoder) -> None:
+        self._channel = channel
+        self._timer = timer
+        self._encoder = encoder
+        self._loop = asyncio.get_running_loop()
+        self._next = 0
+        self._written = 0  # calls below this id went to the link
+        self._pending: dict[int, Pending] = {}
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    async def call(self, service: str, method: MethodSpec, arguments: Any, deadline: float) -> Any:
+        """Run a unary call.
+
+        Raises:
+            RpcError: see `lattica.errors`.
+        """
+        packed = _pack(self._encoder, method, arguments)
+        if self._channel.is_full:
+            await self._room(deadline)
+        pending = self._start(service, method, packed, deadline)
+        expiry = _Expiry(self, pending)
+        slot = self._timer.add(expiry, deadline)
+        settled = False
+        try:
+            outcome = await pending.future
+            settled = type(outcome) is m.Result or type(outcome) is m.Failure
+        finally:
+            self._timer.discard(slot, expiry)
+            self._close(pending, settled)
+        if type(outcome) is m.Result:
+            return self._decode(method, outcome, pending.body)
+        raise self._error(outcome, method)
+
+    async def start_stream(
+        self, service: str, method: MethodSpec, arguments: Any, deadline: float
+    ) -> OpenStream:
+        """Start a call whose items are then read from the result."""
+        packed = _pack(self._encoder, method, arguments)
+        if self._channel.is_full:
+            await self._room(deadline)
+        pending = self._start(service, method, packed, deadline)
+        pending.items = ItemReader(self._channel)
+        return OpenStream(self, method, pending, deadline)
+
+    async def _room(self, deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(None if math.isinf(deadline) else deadline):
+                await self._channel.room()
+        except TimeoutError:
+            raise DeadlineError("the link did not take the call in time") from None
+        except LinkLostError as error:
+            raise lost_call(error, may_have_run=False) from None
+
+    def _start(self, service: str, method: MethodSpec, packed: Packed, deadline: float) -> Pending:
+        channel = self._channel
+        if channel.error is not None:
+            raise lost_call(channel.error, may_have_run=False)
+        left = deadline - self._loop.time()
+        if left <= 0:
+            raise DeadlineError("the deadline passed before the call was sent")
+        call = self._next
+        self._next += 1
+        value, views, spilled = packed
+        channel.send(
+            m.Call(
+                call,
+                service,
+                method.name,
+                left,
+                value,
+                tuple(view.nbytes for view in views) if views else (),
+                spilled,
+                trace_id.get(),
+            )
+        )
+        pending = self._pending[call] = Pending(call, self._loop.create_future())
+        if views:
+            pending.sender = BodySender(
+                channel,
+                m.Body(call, False),
+                views,
+                lambda code: self._body_stopped(pending, code),
+            )
+            pending.sender.start()
+        return pending
+
+    @staticmethod
+    def _body_stopped(pending: Pending, code: int) -> None:
+        if code == m.BUSY:
+            pending.settle(BusyError("the peer takes no more bodies now", retry_after=0.1))
+        # Otherwise the other end has refused the call, and a Failure says why.
+
+    def _decode(self, method: MethodSpec, result: m.Result, body: BodyReceiver | None) -> Any:
+        try:
+            views = body.views() if body is not None else ()
+            return method.result_decoder.unpack(result.value, views, result.spilled)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise BadResultError(f"{method.name}(): {error}") from None
+
+    def _error(self, outcome: m.Failure | LatticaError, method: MethodSpec) -> LatticaError:
+        if isinstance(outcome, m.Failure):
+            return to_error(outcome, self.peer_name)
+        return outcome
+
+    @property
+    def peer_name(self) -> str:
+        """The other end, as people read it."""
+        remote = self._channel.link.remote
+        return remote.name or remote.peer.short
+
+    def _close(self, pending: Pending, settled: bool) -> None:
+        self._pending.pop(pending.call, None)
+        if pending.sender is not None:
+            pending.sender.abandon()
+        if not settled:
+            self._channel.send(m.Cancel(pending.call))
+            if pending.body is not None:
+                pending.body.abandon()
+
+    # ------------------------------------------------------------ from the link
+
+    def flushed(self) -> None:
+        """All calls made so far have been written to the link."""
+        self._written = self._next
+
+    def result(self, message: m.Result) -> None:
+        """A call has returned."""
+        pending = self._pending.get(message.call)
+        if pending is None:
+            if message.call >= self._next:
+                raise FrameError("the result of a call never made")
+            return  # cancelled meanwhile
+        if pending.items is not None or pending.result is not None:
+            raise FrameError("a second outcome of one call")
+        if not message.sizes:
+            pending.settle(message)
+            return
+        if sum(message.sizes) > self._channel.config.max_body:
+            pending.settle(BadResultError("the result is larger than max_body"))
+            return
+        pending.result = message
+        if pending.body is None:
+            pending.body = BodyReceiver(self._channel)
+
+        def done(problem: str) -> None:
+            pending.settle(StreamTruncatedError(problem) if problem else message)
+
+        pending.body.announce(message.sizes, done)
+
+    def failure(self, message: m.Failure) -> None:
+        """A call has failed."""
+        pending = self._pending.get(message.call)
+        if pending is not None:
+            pending.settle(message)
+        elif message.call >= self._next:
+            raise FrameError("the failure of a call never made")
+
+    def claim(self, header: m.Header, stream: int) -> Sink | None:
+        """The sink of a result's body or items."""
+        pending = self._pending.get(header.call)
+        if pending is None:
+            if header.call >= self._next:
+                raise FrameError("data for a call never made")
+            return None
+        if isinstance(header, m.Items):
+            if pending.items is None:
+                raise FrameError("items for a call that returns one value")
+            pending.items.attach(stream)
+            return pending.items
+        if pending.items is not None:
+            raise FrameError("a body for a call that returns items")
+        if pending.body is None:
+            pending.body = BodyReceiver(self._channel)
+        pending.body.attach(stream)
+        return pending.body
+
+    def lost(self, error: LinkError) -> None:
+        """The link is gone: every call has its outcome now."""
+        for pending in tuple(self._pending.values()):
+            # Without its whole body the handler was never started.
+            sent = pending.call < self._written and (
+                pending.sender is None or pending.sender.is_done
+            )
+            pending.settle(lost_call(error, may_have_run=sent))
+
+
+class OpenStream:
+    """The consumer's end of an item stream."""
+
+    def __init__(self, calls: Calls, method: MethodSpec, pending: Pending, deadline: float) -> None:
+        self._calls = calls
+        self._method = method
+        self._pending = pending
+        self._expiry = _Expiry(calls, pending)
+        self._slot = calls._timer.add(self._expiry, deadline)
+        self._open = True
+
+    async def next(self) -> Any:
+        """The next item.
+
+        Raises:
+            StopAsyncIteration: the generator ended well.
+            RpcError: it did not.
+        """
+        items = self._pending.items
+        assert items is not None
+        if not self._open:
+            raise StopAsyncIteration
+        got = await items.next()
+        if isinstance(got, Arrived):
+            try:
+                return self._method.result_decoder.unpack(got.value, got.views, got.spilled)
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+                self.close()
+                raise BadResultError(f"{self._method.name}(): {error}") from None
+        self._finish(settled=isinstance(got, m.End | m.Failure))
+        if isinstance(got, m.End):
+            raise StopAsyncIteration
+        raise self._calls._error(got, self._method)
+
+    def close(self) -> None:
+        """Want no more; the handler is cancelled."""
+        if self._open:
+            self._finish(settled=False)
+
+    def _finish(self, *, settled: bool) -> None:
+        self._open = False
+        self._calls._timer.discard(self._slot, self._expiry)
+        self._calls._close(self._pending, settled)
+        assert self._pending.items is not None
+        self._pending.items.abandon()
+
+
+def _pack(encoder: Encoder, method: MethodSpec, arguments: Any) -> Packed:
+    try:
+        return encoder.pack(arguments)
+    except (
+        msgspec.MsgspecError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+        NotImplementedError,
+    ) as error:
+        raise BadArgumentsError(f"{method.name}(): {error}") from None

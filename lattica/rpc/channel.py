@@ -1,0 +1,336 @@
+"""One link's planes: control frames, and data streams with credit.
+
+Knows nothing of methods: `Peer` callbacks get control messages and claim data streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Protocol
+
+import msgspec
+
+from lattica.config import KIB, MIB, RpcConfig
+from lattica.errors import CallLostError, FrameError, LinkError, LinkLostError
+from lattica.link.interface import Link
+from lattica.rpc import messages as m
+from lattica.rpc.framing import PREFIX, FrameReader, frame
+
+ACK_EVERY = 256 * KIB  # control bytes
+CONTROL_WINDOW = 4 * MIB  # control bytes sent but not acknowledged, before senders wait
+HEADER_LIMIT = 64  # bytes
+_encode = msgspec.msgpack.Encoder().encode
+_decode_control = msgspec.msgpack.Decoder(m.Control).decode
+_decode_header = msgspec.msgpack.Decoder(m.Header).decode
+
+
+class Sink(Protocol):
+    """Takes in one data stream."""
+
+    def feed(self, data: bytes, end: bool) -> None:
+        """Bytes in order. Raises FrameError for what must not be."""
+        ...
+
+    def cut(self, code: int) -> None:
+        """The sender gave the stream up."""
+        ...
+
+
+class Source(Protocol):
+    """Sends one data stream."""
+
+    def grant(self, limit: int) -> None:
+        """The receiver allows `limit` bytes in all."""
+        ...
+
+    def stopped(self, code: int) -> None:
+        """The receiver wants no more."""
+        ...
+
+
+class Events(Protocol):
+    """What the channel tells the layer above."""
+
+    def message(self, message: m.Call | m.Result | m.Failure | m.Cancel) -> None:
+        """A control message."""
+        ...
+
+    def claim(self, header: m.Header, stream: int) -> Sink | None:
+        """Who takes this data stream in; None: nobody wants it any more."""
+        ...
+
+    def flushed(self) -> None:
+        """All messages queued so far went to the link."""
+        ...
+
+    def lost(self, error: LinkError) -> None:
+        """The link is gone."""
+        ...
+
+    def bad_frame(self, error: FrameError) -> None:
+        """The other end broke the protocol; the link is being closed."""
+        ...
+
+
+class Channel:
+    """Implements `LinkHandler` for the RPC layer."""
+
+    def __init__(self, link: Link, config: RpcConfig, events: Events) -> None:
+        self.link = link
+        self.config = config
+        self._events = events
+        self._loop = asyncio.get_running_loop()
+        self.peer_window = m.INITIAL_CREDIT
+        self.peer_streams = config.max_streams_per_peer
+        self.error: LinkError | None = None
+        self._control = link.open_stream(unidirectional=False) if link.is_dialer else -1
+        self._reader = FrameReader(config.max_frame)
+        self._greeted = False
+        self._out = bytearray()
+        self._scheduled = False
+        self._sent = self._acked = self._received = self._acked_by_us = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._sinks: dict[int, Sink] = {}
+        self._opening: dict[int, FrameReader] = {}
+        self._sources: dict[int, Source] = {}
+        self._queued: list[Source] = []
+        self.send(m.Hello(m.VERSION, config.stream_window, config.max_streams_per_peer))
+
+    # ---------------------------------------------------------------- control
+
+    def send(self, message: m.Control) -> None:
+        """Queue a control message; all of one turn of the loop leave in one write."""
+        if self.error is not None:
+            return
+        data = _encode(message)
+        self._out += len(data).to_bytes(PREFIX, "big")
+        self._out += data
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the control plane is behind: call `room` before sending more."""
+        return bool(self._waiting) or self._sent - self._acked > CONTROL_WINDOW
+
+    async def room(self) -> None:
+        """Wait, first come first served, until the control plane has caught up.
+
+        Raises:
+            LinkLostError: the link ended first.
+        """
+        waiter = self._loop.create_future()
+        self._waiting.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+            else:
+                self._wake()
+        if self.error is not None:
+            raise LinkLostError(str(self.error))
+
+    def _wake(self) -> None:
+        while self._waiting and (
+            self.error is not None or self._sent - self._acked <= CONTROL_WINDOW
+        ):
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return  # the next one is woken once this one has sent
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self.error is not None or self._control < 0 or not self._out:
+            return
+        out, self._out = self._out, bytearray()
+        self._sent += len(out)
+        self.write(self._control, out)
+        if self.error is None:
+            self._events.flushed()
+
+    def write(
+        self, stream: int, data: bytes | bytearray | memoryview, *, end: bool = False
+    ) -> None:
+        """Write to the link; a lost link is told through `lost`, not here."""
+        try:
+            self.link.write(stream, data, end=end)
+        except LinkLostError as error:
+            self.link_lost(error)
+
+    # ------------------------------------------------------------ data, sending
+
+    def open_source(self, source: Source, header: m.Header) -> int:
+        """Open a data stream and write its header. `source` hears of credit from now on."""
+        stream = self.link.open_stream(unidirectional=True)
+        self._sources[stream] = source
+        self.write(stream, frame(_encode(header)))
+        return stream
+
+    def close_source(self, stream: int, *, reset: int | None = None) -> None:
+        """The stream has been written to its end, or is given up."""
+        if self._sources.pop(stream, None) is not None and reset is not None:
+            if self.error is None:
+                self.link.reset_stream(stream, reset)
+
+    @property
+    def open_sources(self) -> int:
+        """Data streams being sent."""
+        return len(self._sources)
+
+    # ---------------------------------------------------------- data, receiving
+
+    def close_sink(self, stream: int, code: int = m.CANCELLED) -> None:
+        """Take in no more of a stream."""
+        if stream in self._sinks:
+            self._sinks[stream] = _DISCARD
+            if self.error is None:
+                self.link.stop_stream(stream, code)
+
+    def stream_data(self, stream_id: int, data: bytes, end: bool) -> None:
+        """See `LinkHandler`."""
+        if self.error is not None:
+            return
+        try:
+            if stream_id == self._control:
+                self._control_data(data, end)
+            elif (sink := self._sinks.get(stream_id)) is not None:
+                if end:
+                    del self._sinks[stream_id]
+                sink.feed(data, end)
+            else:
+                self._new_data(stream_id, data, end)
+        except FrameError as error:
+            self._broken(error)
+
+    def _control_data(self, data: bytes, end: bool) -> None:
+        self._received += len(data)
+        for payload in self._reader.feed(data):
+            try:
+                message = _decode_control(payload)
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+                raise FrameError(f"not a control message: {error}") from None
+            kind = type(message)
+            if not self._greeted and kind is not m.Hello:
+                raise FrameError("the first frame must be a hello")
+            if kind is m.Call or kind is m.Result or kind is m.Failure or kind is m.Cancel:
+                self._events.message(message)
+            elif kind is m.Credit:
+                if (source := self._sources.get(message.stream)) is not None:
+                    source.grant(message.limit)
+            elif kind is m.Ack:
+                if not self._acked <= message.received <= self._sent:
+                    raise FrameError("an acknowledgement of what was not sent")
+                self._acked = message.received
+                self._wake()
+            elif kind is m.Hello:
+                self._hello(message)
+        if self._received - self._acked_by_us >= ACK_EVERY:
+            self._acked_by_us = self._received
+            self.send(m.Ack(self._received))
+        if end:
+            raise FrameError("the control stream ended")
+
+    def _hello(self, hello: m.Hello) -> None:
+        if self._greeted:
+            raise FrameError("a second hello")
+        if hello.version != m.VERSION:
+            raise FrameError(f"version {hello.version}; this end speaks {m.VERSION}")
+        self._greeted = True
+        self.peer_window = max(m.INITIAL_CREDIT, hello.window)
+        self.peer_streams = hello.streams
+        for source in tuple(self._sources.values()):
+            source.grant(self.peer_window)
+
+    def _new_data(self, stream_id: int, data: bytes, end: bool) -> None:
+        theirs = (stream_id & 1 == 0) is not self.link.is_dialer
+        if stream_id & 2 == 0:
+            if self._control >= 0 or not theirs:
+                raise FrameError("a second control stream")
+            self._control = stream_id
+            self._flush()
+            self._control_data(data, end)
+            return
+        if not theirs:
+            raise FrameError("data on a stream of ours")
+        reader = self._opening.get(stream_id)
+        if reader is None:
+            if len(self._sinks) + len(self._opening) >= 2 * self.config.max_streams_per_peer:
+                raise FrameError("too many data streams at a time")
+            reader = self._opening[stream_id] = FrameReader(HEADER_LIMIT)
+        first = reader.feed_one(data)
+        if first is None:
+            if end:
+                raise FrameError("a data stream without a header")
+            return
+        del self._opening[stream_id]
+        try:
+            header = _decode_header(first[0])
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise FrameError(f"not a data stream's header: {error}") from None
+        self._sinks[stream_id] = _DISCARD
+        sink = self._events.claim(header, stream_id)
+        if sink is None:
+            self.close_sink(stream_id, m.REFUSED)
+            sink = _DISCARD
+        if self._sinks.get(stream_id) is _DISCARD:
+            self._sinks[stream_id] = sink
+        if end:
+            del self._sinks[stream_id]
+        if first[1] or end:
+            sink.feed(first[1], end)
+
+    def stream_reset(self, stream_id: int, code: int) -> None:
+        """See `LinkHandler`."""
+        if stream_id == self._control:
+            self._broken(FrameError("the control stream was reset"))
+        self._opening.pop(stream_id, None)
+        if (sink := self._sinks.pop(stream_id, None)) is not None:
+            sink.cut(code)
+
+    def stream_stopped(self, stream_id: int, code: int) -> None:
+        """See `LinkHandler`."""
+        if stream_id == self._control:
+            self._broken(FrameError("the control stream was stopped"))
+        if (source := self._sources.pop(stream_id, None)) is not None:
+            if self.error is None:
+                self.link.reset_stream(stream_id, code)
+            source.stopped(code)
+
+    # -------------------------------------------------------------------- end
+
+    def link_lost(self, error: LinkError) -> None:
+        """See `LinkHandler`."""
+        if self.error is not None:
+            return
+        self.error = error
+        self._sinks.clear()
+        self._opening.clear()
+        self._sources.clear()
+        self._wake()
+        self._events.lost(error)
+
+    def _broken(self, error: FrameError) -> None:
+        self._events.bad_frame(error)
+        self.link.close(f"FrameError: {error}")
+        self.link_lost(LinkLostError(f"closed here: FrameError: {error}"))
+
+
+class _Discard:
+    def feed(self, data: bytes, end: bool) -> None:
+        """Nobody wants it."""
+
+    def cut(self, code: int) -> None:
+        """Nor this."""
+
+
+_DISCARD = _Discard()
+
+
+def lost_call(error: LinkError, *, may_have_run: bool) -> CallLostError:
+    """The outcome of a call whose link ended."""
+    ran = "may have run" if may_have_run else "has not run"
+    return CallLostError(f"the link was lost ({error}); the call {ran}", may_have_run=may_have_run)

@@ -1,0 +1,129 @@
+"""Values to messages and back, with the large buffers on the side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from lattica.errors import BadArgumentsError
+from lattica.identity import wire
+from lattica.rpc.buffers import Buffer
+from lattica.rpc.messages import MAX_BUFFERS
+
+NIL = msgspec.Raw(b"\xc0")
+
+
+class Packed(NamedTuple):
+    """A message, and the buffers that go beside it on a data stream."""
+
+    value: msgspec.Raw
+    views: Sequence[memoryview]
+    spilled: bool  # the first view is the message itself
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of each view."""
+        return tuple(view.nbytes for view in self.views)
+
+
+class Encoder:
+    """Packs values. Buffers up to `inline_limit` bytes stay in the message while there is room."""
+
+    def __init__(self, *, inline_limit: int, message_limit: int) -> None:
+        """`message_limit`: a message above so many bytes goes to the data stream as well."""
+        self._inline_limit = inline_limit
+        self._message_limit = message_limit
+        self._side: list[memoryview] = []
+        self._room = 0
+        self._encode = msgspec.msgpack.Encoder(enc_hook=self._hook).encode
+
+    def pack(self, value: Any) -> Packed:
+        """Encode `value`.
+
+        Raises:
+            TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError:
+                it has no wire form.
+        """
+        self._room = self._message_limit // 2
+        data = self._encode(value)
+        side = self._side
+        if not side and len(data) <= self._message_limit:
+            return Packed(msgspec.Raw(data), (), False)
+        self._side = []
+        spilled = len(data) > self._message_limit
+        if spilled:
+            side.insert(0, memoryview(data))
+        if len(side) > MAX_BUFFERS:
+            raise ValueError(f"{len(side)} large buffers beside one message; at most {MAX_BUFFERS}")
+        return Packed(NIL if spilled else msgspec.Raw(data), side, spilled)
+
+    def _hook(self, value: Any) -> Any:
+        if isinstance(value, Buffer):
+            view = value.data
+            if view.nbytes <= self._inline_limit and view.nbytes <= self._room:
+                self._room -= view.nbytes
+                return view
+            self._side.append(view)
+            return len(self._side) - 1
+        return wire.enc_hook(value)
+
+
+class Decoder:
+    """Unpacks messages of one type."""
+
+    __slots__ = ("_decode", "_side", "_used")
+
+    def __init__(self, kind: Any) -> None:
+        self._side: Sequence[memoryview] = ()
+        self._used = 0
+        self._decode = msgspec.msgpack.Decoder(kind, dec_hook=self._hook).decode
+
+    def unpack(self, value: Any, views: Sequence[memoryview] = (), spilled: bool = False) -> Any:
+        """Decode a message and its buffers.
+
+        Raises:
+            msgspec.MsgspecError, ValueError, RecursionError: it is not one value of the type.
+        """
+        if not views:
+            return self._decode(value)
+        if spilled:
+            value, views = views[0], views[1:]
+        self._side, self._used = views, 0
+        try:
+            return self._decode(value)
+        finally:
+            self._side = ()
+
+    def _hook(self, kind: type[Any], value: Any) -> Any:
+        if kind is Buffer:
+            if type(value) is int:
+                # Each buffer once, in order: a message cannot multiply what was sent.
+                if value != self._used or value >= len(self._side):
+                    raise ValueError("a buffer that was not sent")
+                self._used += 1
+                return Buffer(self._side[value])
+            if isinstance(value, bytes):
+                return Buffer(value)
+            raise ValueError("a buffer is bytes")
+        return wire.dec_hook(kind, value)
+
+
+def convert_hook(kind: type[Any], value: Any) -> Any:
+    """For `msgspec.convert` between Python values: Lattica's own types stay as they are."""
+    if isinstance(value, kind):
+        return value
+    raise ValueError(f"expected {kind.__name__}, not {type(value).__name__}")
+
+
+def check(value: Any, kind: Any) -> Any:
+    """`value` as `kind`, checked without a trip over the wire.
+
+    Raises:
+        BadArgumentsError: it is none.
+    """
+    try:
+        return msgspec.convert(value, kind, dec_hook=convert_hook)
+    except (msgspec.ValidationError, ValueError, TypeError, RecursionError) as error:
+        raise BadArgumentsError(str(error)) from None

@@ -1,0 +1,72 @@
+"""Length-prefixed frames: bytes in any chunks go in, whole frames come out."""
+
+from __future__ import annotations
+
+from lattica.errors import FrameError
+
+PREFIX = 4  # bytes, big-endian length of what follows
+
+
+def frame(payload: bytes) -> bytes:
+    """One frame around `payload`."""
+    return len(payload).to_bytes(PREFIX, "big") + payload
+
+
+class FrameReader:
+    """Cuts a stream of bytes into frames of 1 to `limit` bytes.
+
+    Never holds more than one incomplete frame.
+    """
+
+    __slots__ = ("_limit", "_rest")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._rest = b""
+
+    @property
+    def pending(self) -> int:
+        """Bytes of an incomplete frame that have arrived."""
+        return len(self._rest)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The frames that `data` completes, in order.
+
+        Raises:
+            FrameError: a length is zero or above the limit. Nothing is allocated for it.
+        """
+        if self._rest:
+            data = self._rest + data
+        frames: list[bytes] = []
+        at, end = 0, len(data)
+        while end - at >= PREFIX:
+            size = self._size(data, at)
+            start = at + PREFIX
+            if end - start < size:
+                break
+            at = start + size
+            frames.append(data[start:at])
+        self._rest = data[at:]
+        return frames
+
+    def feed_one(self, data: bytes) -> tuple[bytes, bytes] | None:
+        """The first frame and the bytes after it, or None while it is incomplete.
+
+        Raises:
+            FrameError: see `feed`.
+        """
+        if self._rest:
+            data = self._rest + data
+        if len(data) >= PREFIX:
+            stop = PREFIX + self._size(data, 0)
+            if len(data) >= stop:
+                self._rest = b""
+                return data[PREFIX:stop], data[stop:]
+        self._rest = data
+        return None
+
+    def _size(self, data: bytes, at: int) -> int:
+        size = int.from_bytes(data[at : at + PREFIX], "big")
+        if not 0 < size <= self._limit:
+            raise FrameError(f"a frame of {size} bytes; 1 to {self._limit} are allowed")
+        return size

@@ -1,0 +1,134 @@
+"""Every message of the RPC protocol.
+
+The control stream carries length-prefixed MessagePack frames, many calls a packet. Data
+streams are unidirectional, start with one header frame, and carry raw bytes or items.
+Call ids are chosen by the caller and grow by one with each call on a link.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+VERSION = 1
+TRACE_BYTES = 16
+INITIAL_CREDIT = 64 * 1024  # bytes a data stream may carry before its receiver said more
+MAX_BUFFERS = 4096  # buffers beside one message
+
+# Codes of reset and stopped streams.
+CANCELLED = 1
+REFUSED = 2
+BUSY = 3
+
+Id = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+Size = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+Sizes = Annotated[tuple[Size, ...], msgspec.Meta(max_length=MAX_BUFFERS)]
+Name = Annotated[str, msgspec.Meta(max_length=128)]
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    """The first frame of each side. Later versions may add fields.
+
+    `window` is the credit in bytes of every new data stream towards the sender of this,
+    `streams` the number of them it takes at a time.
+    """
+
+    version: int
+    window: Size
+    streams: Size
+
+
+class Call(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
+    """Run a method. `timeout` is the time left in seconds (inf: none).
+
+    `sizes` (bytes) are those of the buffers that follow on a data stream; with `spilled`
+    the first of them is the message that did not fit in a frame.
+    """
+
+    call: Id
+    service: Name
+    method: Name
+    timeout: float
+    args: msgspec.Raw
+    sizes: Sizes = ()
+    spilled: bool = False
+    trace: bytes = b""
+
+
+class Result(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
+    """The value a call returned; `sizes` and `spilled` as in `Call`."""
+
+    call: Id
+    value: msgspec.Raw
+    sizes: Sizes = ()
+    spilled: bool = False
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=3):
+    """Why a call has no value. `retry_after` is in seconds, for `BusyError`."""
+
+    call: Id
+    type_name: str
+    message: str
+    traceback: str = ""
+    retry_after: float = 0.0
+
+
+class Cancel(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=4):
+    """The caller wants the outcome no more."""
+
+    call: Id
+
+
+class Credit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=5):
+    """Bytes that the sender of a data stream may have sent in all, after its header."""
+
+    stream: Id
+    limit: Size
+
+
+class Ack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=6):
+    """Bytes of the control stream taken in so far."""
+
+    received: Size
+
+
+Control = Hello | Call | Result | Failure | Cancel | Credit | Ack
+
+
+class Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=0):
+    """Header of a data stream: buffers of a call (`of_result` false) or of its result."""
+
+    call: Id
+    of_result: bool
+
+
+class Items(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
+    """Header of a data stream: the items of a call."""
+
+    call: Id
+
+
+Header = Body | Items
+
+
+class Item(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=0):
+    """One item; buffers of `sizes` bytes follow it. `spilled` as in `Call`."""
+
+    value: msgspec.Raw
+    sizes: Sizes = ()
+    spilled: bool = False
+
+
+class End(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
+    """No more items, and the generator ended well."""
+
+
+class Broken(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
+    """No more items, and why."""
+
+    failure: Failure
+
+
+StreamFrame = Item | End | Broken

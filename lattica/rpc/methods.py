@@ -1,0 +1,143 @@
+"""Methods as both ends see them: built from annotations, once per class."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from lattica.errors import BadArgumentsError, BadResultError
+from lattica.identity import grants
+from lattica.rpc import codec
+
+F = TypeVar("F", bound=Callable[..., Any])
+_MARK = "_lattica_scope"
+_STREAMS = (AsyncIterator, AsyncGenerator, AsyncIterable)
+
+
+def method(*, scope: str | None = grants.CALL) -> Callable[[F], F]:
+    """Offer a method to peers that hold `scope`; None: to anyone, even strangers.
+
+    The method is `async def` and annotated; an async generator is a stream of items.
+    """
+
+    def mark(function: F) -> F:
+        setattr(function, _MARK, scope)
+        return function
+
+    return mark
+
+
+class MethodSpec:
+    """One method: its scope, how its arguments and results are packed and checked."""
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self.name = name
+        self.scope: str | None = getattr(function, _MARK)
+        self.signature = _without_self(function)
+        hints = _hints(function)
+        returns = hints.pop("return")
+        self.is_stream = typing.get_origin(returns) in _STREAMS
+        self.result_type: Any = typing.get_args(returns)[0] if self.is_stream else returns
+        if not self.is_stream and not inspect.iscoroutinefunction(function):
+            raise TypeError(f"{function.__qualname__} must be `async def` or an async generator")
+        parameters = list(self.signature.parameters)
+        self.args_type = msgspec.defstruct(
+            f"{name}_arguments",
+            [(parameter, hints[parameter]) for parameter in parameters],
+            array_like=True,
+            forbid_unknown_fields=True,
+        )
+        self._names = tuple(parameters)
+        self._keywords = tuple(
+            parameter.name
+            for parameter in self.signature.parameters.values()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        )
+        self.args_decoder = codec.Decoder(self.args_type)
+        self.result_decoder = codec.Decoder(self.result_type)
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The arguments as an `args_type`.
+
+        Raises:
+            BadArgumentsError: they do not fit the signature or the annotations.
+        """
+        if kwargs or self._keywords or len(args) != len(self._names):
+            try:
+                bound = self.signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise BadArgumentsError(f"{self.name}(): {error}") from None
+            bound.apply_defaults()
+            args = tuple(bound.arguments.values())
+        try:
+            return codec.check(args, self.args_type)
+        except BadArgumentsError as error:
+            raise BadArgumentsError(f"{self.name}{self.signature}: {error}") from None
+
+    def invoke(self, function: Callable[..., Any], arguments: Any) -> Any:
+        """Call the handler."""
+        if not self._keywords:
+            return function(*[getattr(arguments, name) for name in self._names])
+        values = {name: getattr(arguments, name) for name in self._names}
+        keywords = {name: values.pop(name) for name in self._keywords}
+        return function(*values.values(), **keywords)
+
+    def check_result(self, value: Any) -> Any:
+        """`value` as the annotated result or item.
+
+        Raises:
+            BadResultError: it is none.
+        """
+        try:
+            return codec.check(value, self.result_type)
+        except BadArgumentsError as error:
+            what = "yielded" if self.is_stream else "returned"
+            raise BadResultError(
+                f"{self.name}() {what} a value that is no {self.result_type}: {error}"
+            ) from None
+
+    def __repr__(self) -> str:
+        return f"MethodSpec({self.name}{self.signature})"
+
+
+def methods_of(service: type[Any]) -> dict[str, MethodSpec]:
+    """The marked methods of a class, those of its bases included.
+
+    Raises:
+        TypeError: a method is not annotated as it must be.
+    """
+    found: dict[str, MethodSpec] = {}
+    for name in dir(service):
+        function = inspect.getattr_static(service, name)
+        if callable(function) and hasattr(function, _MARK):
+            found[name] = MethodSpec(name, function)
+    if not found:
+        raise TypeError(f"{service.__qualname__} has no @method")
+    return found
+
+
+def _without_self(function: Callable[..., Any]) -> inspect.Signature:
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())[1:]
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise TypeError(f"{function.__qualname__}: *args and **kwargs have no wire form")
+    return signature.replace(parameters=parameters)
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise TypeError(
+            f"{function.__qualname__}: {error}; annotations must name what its module imports"
+        ) from None
+    names = [*list(inspect.signature(function).parameters)[1:], "return"]
+    missing = [name for name in names if name not in hints]
+    if missing:
+        raise TypeError(f"{function.__qualname__}: no annotation for {', '.join(missing)}")
+    return {name: hints[name] for name in names}
