@@ -89,7 +89,8 @@ class PacketNetwork:
         if now.reorder and chance() < now.reorder:
             arrival += now.reorder_delay * chance()
         else:
-            arrival = max(arrival, self._last_arrival.get((source, target), 0.0))
+            # Never equal: the loop's timer heap does not keep the order of equal times.
+            arrival = max(arrival, self._last_arrival.get((source, target), 0.0) + 1e-7)
             self._last_arrival[source, target] = arrival
         loop.call_at(arrival, self._deliver, datagram, source, target)
 
@@ -139,7 +140,7 @@ class MemoryPath:
         for datagram in datagrams:
             self._network.carry(datagram, self._address, target)
 
-    def datagram_limit(self, address: VirtualAddress) -> int | None:  # noqa: ARG002
+    def datagram_limit(self, address: VirtualAddress) -> int | None:
         return None
 
     def describe(self, address: VirtualAddress) -> str:

@@ -264,7 +264,7 @@ def _ask_for_icmp(sock: socket.socket) -> None:
 def _bind_error(error: OSError, address: str, port: int) -> PathError:
     if error.errno == errno.EADDRINUSE:
         return PortInUseError(
-            f"UDP port {port} is held by another process; choose another port, or 0 for any free one"
+            f"UDP port {port} is held by another process; choose another, or 0 for any free one"
         )
     if error.errno == errno.EADDRNOTAVAIL:
         return AddressError(f"{address!r} is not an address of this machine")

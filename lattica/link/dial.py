@@ -1,0 +1,131 @@
+"""One dial to a peer, shared by all who want the link: its addresses tried in a stagger."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Protocol
+
+import anyio
+
+from lattica.errors import (
+    AddressError,
+    LinkError,
+    LinkLostError,
+    UnreachableError,
+    WrongPeerError,
+)
+from lattica.identity.keys import PeerId
+from lattica.link.quic_link import QuicLink
+from lattica.link.refusals import DuplicateLinkError
+
+STAGGER = 0.25  # seconds between addresses, as in RFC 8305 §8
+GRACE = 1.0  # seconds for the other addresses once one has refused
+
+
+class Dialer(Protocol):
+    """What a dial needs of its endpoint."""
+
+    async def start_link(self, peer: PeerId, address: str) -> QuicLink:
+        """Send the first packet to one address.
+
+        Raises:
+            AddressError: the address cannot be used.
+        """
+        ...
+
+    def forget_address(self, peer: PeerId, address: str) -> None:
+        """Another peer answers there."""
+        ...
+
+
+class Dial:
+    """Ends with a link, whichever way it came about, or with an error."""
+
+    def __init__(self, peer: PeerId, addresses: Sequence[str], *, timeout: float) -> None:
+        self.peer = peer
+        self._addresses = tuple(addresses)
+        self._timeout = timeout
+        self._scope = anyio.CancelScope()
+        self._done = anyio.Event()
+        self._link: QuicLink | None = None
+        self._errors: list[LinkError] = []
+        self._running = 0
+
+    async def wait(self) -> QuicLink:
+        """The link.
+
+        Raises:
+            LinkError: see `Links.connect`.
+        """
+        await self._done.wait()  # bounded: `run` ends at the timeout
+        if self._link is None:
+            # Each waiter raises its own, with its own traceback.
+            raise copy.copy(self._error())
+        return self._link
+
+    def succeed(self, link: QuicLink) -> None:
+        """A link to the peer is up."""
+        self._link = link
+        self._done.set()
+        self._scope.cancel()
+
+    async def run(self, dialer: Dialer, pending: QuicLink | None) -> None:
+        """Try every address. `pending` is the peer's own dial, if it is about to succeed."""
+        try:
+            with self._scope:
+                self._scope.deadline = anyio.current_time() + self._timeout
+                if pending is not None:
+                    with anyio.move_on_after(GRACE):
+                        await pending.settled.wait()
+                async with anyio.create_task_group() as tasks:
+                    for index, address in enumerate(self._addresses):
+                        self._running += 1
+                        tasks.start_soon(self._attempt, dialer, address, index * STAGGER)
+        finally:
+            self._done.set()
+
+    async def _attempt(self, dialer: Dialer, address: str, delay: float) -> None:
+        await anyio.sleep(delay)
+        link: QuicLink | None = None
+        try:
+            link = await dialer.start_link(self.peer, address)
+            await link.settled.wait()
+            if link.error is not None:
+                raise link.error
+        except AddressError as error:
+            self._errors.append(UnreachableError(str(error)))
+        except DuplicateLinkError:
+            # The link that stays is the peer's own dial: it is on its way to us.
+            await anyio.sleep_forever()  # until `succeed`, or the deadline
+        except LinkLostError as error:
+            self._errors.append(UnreachableError(f"{address}: {error}"))
+        except LinkError as error:
+            self._refused(dialer, address, error)
+        finally:
+            self._running -= 1
+            if link is not None and not link.is_open:
+                link.refuse(DuplicateLinkError("not needed any more"))
+
+    def _refused(self, dialer: Dialer, address: str, error: LinkError) -> None:
+        self._errors.append(error)
+        if isinstance(error, WrongPeerError):
+            dialer.forget_address(self.peer, address)
+        elif self._running > 1:
+            # Unauthenticated, so another address may still be the right one.
+            limit = anyio.current_time() + GRACE
+            self._scope.deadline = min(self._scope.deadline, limit)
+
+    def _error(self) -> LinkError:
+        """What tells most: why the peer refused, else where it was sought."""
+        for error in self._errors:
+            if not isinstance(error, UnreachableError | WrongPeerError):
+                return error
+        for error in self._errors:
+            if isinstance(error, WrongPeerError):
+                return error
+        tried = ", ".join(self._addresses)
+        details = "; ".join(str(error) for error in self._errors)
+        return UnreachableError(
+            f"{self.peer.short} does not answer at {tried}" + (f" ({details})" if details else "")
+        )

@@ -1,0 +1,408 @@
+"""All QUIC links of one peer, over one path."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+import anyio
+from anyio.abc import TaskGroup
+
+from lattica.clock import Clock, SystemClock
+from lattica.config import LinkConfig
+from lattica.errors import (
+    LinkLostError,
+    LinkRefusedError,
+    SelfDialError,
+    UnknownPeerError,
+)
+from lattica.identity.grants import Membership
+from lattica.identity.keys import Identity, PeerId
+from lattica.link import header
+from lattica.link.arbiter import Candidate, Ruling, stays
+from lattica.link.book import AddressBook
+from lattica.link.certificate import Certificate
+from lattica.link.closing import Closing
+from lattica.link.dial import Dial
+from lattica.link.engine import EngineConfig
+from lattica.link.engine_aioquic import AioquicEngine
+from lattica.link.interface import Link, LinkHandler
+from lattica.link.proof import Role
+from lattica.link.quic_link import Phase, QuicLink
+from lattica.link.refusals import CloseCode, DuplicateLinkError
+from lattica.path.interface import Path, VirtualAddress
+
+TICK = 0.1  # seconds between looks at the clocks, at most
+
+
+class Endpoint:
+    """See `lattica.link.interface.Links`. Use as an async context manager; owns its path."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        membership: Membership,
+        path: Path,
+        *,
+        name: str = "",
+        config: LinkConfig | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`name` is what this peer calls itself to others."""
+        self.identity = identity
+        self.membership = membership
+        self.path = path
+        self.name = name or identity.peer_id.short
+        self.config = config or LinkConfig()
+        self.clock = clock or SystemClock()
+        self.counters: Counter[str] = Counter()
+        self._certificate = Certificate.generate()
+        self._book = AddressBook()
+        self._acceptor: Callable[[Link], LinkHandler] | None = None
+        self._listeners: list[Callable[[Link, bool], None]] = []
+        self._all: dict[QuicLink, None] = {}  # every connection, proven or not
+        self._links: dict[PeerId, QuicLink] = {}  # the open ones
+        self._by_id: dict[bytes, QuicLink] = {}
+        self._candidates: dict[QuicLink, Candidate] = {}  # proven dialers, not yet answered
+        self._dials: dict[PeerId, Dial] = {}
+        self._closing = Closing()
+        self._dirty: dict[QuicLink, None] = {}
+        self._is_flush_due = False
+        self._tick_handle: asyncio.TimerHandle | None = None
+        self._tick_due = 0.0
+        self._tasks: TaskGroup | None = None
+        self._is_running = False
+
+    async def __aenter__(self) -> Endpoint:
+        self._loop = asyncio.get_running_loop()
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        self._is_running = True
+        self.path.start(self)
+        self._schedule_tick()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        assert self._tasks is not None
+        self._is_running = False
+        self._tasks.cancel_scope.cancel()
+        for link in tuple(self._all):
+            link.close("the peer is shutting down")
+        if self._tick_handle is not None:
+            self._tick_handle.cancel()
+        self.path.close()
+        try:
+            return await self._tasks.__aexit__(kind, error, traceback)
+        finally:
+            # The handlers' `link_lost` are called in this turn of the loop.
+            with anyio.CancelScope(shield=True):
+                await asyncio.sleep(0)
+
+    # ------------------------------------------------------ the Links interface
+
+    @property
+    def local(self) -> PeerId:
+        return self.identity.peer_id
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The `host:port`s that others can dial."""
+        return self.path.addresses
+
+    def set_acceptor(self, acceptor: Callable[[Link], LinkHandler]) -> None:
+        self._acceptor = acceptor
+        self._rule_all()
+
+    def current(self) -> Sequence[Link]:
+        return tuple(self._links.values())
+
+    def find(self, peer: PeerId) -> Link | None:
+        return self._links.get(peer)
+
+    async def connect(self, peer: PeerId, addresses: Sequence[str] = ()) -> Link:
+        if peer == self.local:
+            raise SelfDialError("a peer cannot dial itself")
+        if (link := self._links.get(peer)) is not None:
+            return link
+        if not self._is_running or self._tasks is None:
+            raise LinkLostError("the endpoint is closed")
+        self.learn(peer, addresses)
+        dial = self._dials.get(peer)
+        if dial is None:
+            known = self._book.get(peer)
+            if not known:
+                raise UnknownPeerError(f"no address is known for {peer.short}")
+            dial = Dial(peer, known, timeout=self.config.connect_timeout)
+            self._dials[peer] = dial
+            self._tasks.start_soon(self._run_dial, dial)
+        return await dial.wait()
+
+    def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        if peer != self.local:
+            self._book.learn(peer, addresses)
+
+    def subscribe(self, listener: Callable[[Link, bool], None]) -> Callable[[], None]:
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    # ------------------------------------------------------------ from the path
+
+    def packets_received(self, packets: Sequence[tuple[bytes, VirtualAddress]]) -> None:
+        """See `lattica.path.interface.Receiver`."""
+        now = self._loop.time()
+        find = self._by_id.get
+        touched: dict[QuicLink, None] = {}
+        for datagram, address in packets:
+            if datagram[0] & header.LONG_HEADER:
+                link = self._long(datagram, address, now)
+            else:
+                connection_id = header.short_destination(datagram)
+                link = find(connection_id)
+                if link is None:
+                    self._stray(connection_id)
+            if link is not None:
+                link.receive(datagram, address, now)
+                touched[link] = None
+        for link in touched:
+            link.drain()
+
+    def path_refused(self, address: VirtualAddress) -> None:
+        """See `lattica.path.interface.Receiver`."""
+        now = self._loop.time()
+        for link in tuple(self._all):
+            if link.virtual_address == address:
+                link.on_refused(now)
+
+    # ----------------------------------------------------------- from the links
+
+    def link_dirty(self, link: QuicLink) -> None:
+        """See `LinkOwner`."""
+        self._dirty[link] = None
+        if not self._is_flush_due:
+            # Tasks that this turn has woken come first: what they write shares the packets.
+            self._is_flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def link_proven(self, link: QuicLink) -> None:
+        """See `LinkOwner`."""
+        peer = link.remote.peer
+        if link.is_dialer:
+            if peer in self._links:
+                link.refuse(DuplicateLinkError("another link to this peer is up"))
+            elif self._acceptor is None:
+                link.refuse(LinkRefusedError("this peer is not ready"))
+            else:
+                link.confirm()
+                self._link_up(link)
+            return
+        self._candidates[link] = Candidate(link, self._loop.time())
+        self._rule(link)
+
+    def link_confirmed(self, link: QuicLink) -> None:
+        """See `LinkOwner`."""
+        if link in self._candidates:
+            link.refuse(LinkRefusedError("confirmed before it was answered"))
+            return
+        existing = self._links.get(link.remote.peer)
+        if existing is not None:
+            loser = existing if stays(link, existing) else link
+            loser.refuse(DuplicateLinkError("another link to this peer stays"))
+            if loser is link:
+                return
+        self._link_up(link)
+
+    def link_ended(self, link: QuicLink, last_words: list[bytes]) -> None:
+        """See `LinkOwner`."""
+        self._all.pop(link, None)
+        self._dirty.pop(link, None)
+        self._candidates.pop(link, None)
+        self._closing.add(link.connection_ids, last_words, link.virtual_address, self._loop.time())
+        for connection_id in link.connection_ids:
+            self._by_id.pop(connection_id, None)
+        self.path.release(link.virtual_address)
+        remote = link.proven
+        if remote is not None and self._links.get(remote.peer) is link:
+            del self._links[remote.peer]
+            # Where it was reached last is where to look first.
+            self._book.learn(remote.peer, [link.address])
+            self._notify(link, is_up=False)
+            self._rule_all()
+        elif remote is None:
+            self.counters[f"unproven:{type(link.error).__name__}"] += 1
+
+    def connection_id_added(self, link: QuicLink, connection_id: bytes) -> None:
+        """See `LinkOwner`."""
+        self._by_id[connection_id] = link
+
+    def connection_id_removed(self, link: QuicLink, connection_id: bytes) -> None:
+        """See `LinkOwner`."""
+        if self._by_id.get(connection_id) is link:
+            del self._by_id[connection_id]
+
+    # ----------------------------------------------------------- from the dials
+
+    async def start_link(self, peer: PeerId, address: str) -> QuicLink:
+        """See `Dialer`."""
+        virtual = await self.path.resolve(address)
+        engine = AioquicEngine(self._engine_config(virtual, is_client=True))
+        now = self._loop.time()
+        link = QuicLink(self, engine, virtual, role=Role.DIALER, now=now, expected=peer)
+        self._add(link)
+        link.dial(now)
+        return link
+
+    def forget_address(self, peer: PeerId, address: str) -> None:
+        """See `Dialer`."""
+        self._book.forget(peer, address)
+
+    # ------------------------------------------------------------------ inside
+
+    async def _run_dial(self, dial: Dial) -> None:
+        pending = next(
+            (
+                link
+                for link in self._all
+                if link.phase is Phase.PROVEN
+                and not link.is_dialer
+                and link.remote.peer == dial.peer
+                and link not in self._candidates
+            ),
+            None,
+        )
+        try:
+            await dial.run(self, pending)
+        finally:
+            self._dials.pop(dial.peer, None)
+            self._rule_all()
+
+    def _long(self, datagram: bytes, address: VirtualAddress, now: float) -> QuicLink | None:
+        """The connection of a long header packet, made new for a stranger's first one."""
+        parsed = header.parse_long(datagram)
+        if parsed is None:
+            self.counters["malformed"] += 1
+            return None
+        link = self._by_id.get(parsed.destination)
+        if link is not None:
+            return link
+        if parsed.version != header.VERSION_1:
+            # Never longer than what it answers, and never an answer to an answer.
+            if parsed.version != 0 and len(datagram) >= header.MIN_INITIAL:
+                self.counters["version_negotiation"] += 1
+                answer = header.version_negotiation(parsed, [header.VERSION_1])
+                self.path.send([answer], address)
+            else:
+                self.counters["unknown_version"] += 1
+            return None
+        if not parsed.is_initial or len(datagram) < header.MIN_INITIAL:
+            self._stray(parsed.destination)
+            return None
+        return self._accept(parsed.destination, address, now)
+
+    def _accept(self, destination: bytes, address: VirtualAddress, now: float) -> QuicLink | None:
+        pending = len(self._all) - len(self._links)
+        if not self._is_running or pending >= self.config.max_pending:
+            self.counters["too_many_handshakes"] += 1
+            return None
+        if len(self._links) >= self.config.max_links:
+            self.counters["too_many_links"] += 1
+            return None
+        engine = AioquicEngine(
+            self._engine_config(address, is_client=False), original_destination=destination
+        )
+        link = QuicLink(self, engine, address, role=Role.ACCEPTOR, now=now)
+        self._add(link)
+        return link
+
+    def _add(self, link: QuicLink) -> None:
+        self._all[link] = None
+        for connection_id in link.connection_ids:
+            self._by_id[connection_id] = link
+        self.path.hold(link.virtual_address)
+
+    def _engine_config(self, address: VirtualAddress, *, is_client: bool) -> EngineConfig:
+        limit = self.path.datagram_limit(address) or self.config.datagram
+        return EngineConfig(
+            is_client=is_client,
+            certificate=self._certificate,
+            datagram=max(header.MIN_INITIAL, limit),
+        )
+
+    def _stray(self, connection_id: bytes) -> None:
+        """A packet of a connection that is no more, or never was."""
+        answer = self._closing.answer(connection_id)
+        if answer is None:
+            self.counters["unknown_connection"] += 1
+        else:
+            self.path.send(answer.datagrams, answer.address)
+
+    def _rule_all(self) -> None:
+        for link in tuple(self._candidates):
+            self._rule(link)
+
+    def _rule(self, link: QuicLink) -> None:
+        """Decide on a proven dialer, if that can be done yet."""
+        candidate = self._candidates.get(link)
+        if candidate is None or self._acceptor is None or not self._is_running:
+            return
+        peer = link.remote.peer
+        existing = self._links.get(peer)
+        ruling = candidate.rule(
+            self.local, existing, is_dialling=peer in self._dials, now=self._loop.time()
+        )
+        if ruling is Ruling.WAIT:
+            return
+        del self._candidates[link]
+        if ruling is Ruling.REFUSE:
+            link.refuse(DuplicateLinkError("another link to this peer is up"))
+            return
+        if ruling is Ruling.REPLACE and existing is not None:
+            text = "the peer came back with a new link"
+            existing.end(LinkLostError(text), CloseCode.LOST, text)
+        link.answer()
+
+    def _link_up(self, link: QuicLink) -> None:
+        assert self._acceptor is not None
+        peer = link.remote.peer
+        self._links[peer] = link
+        link.open(self._acceptor(link))
+        if not link.is_open:
+            return  # its handler has closed it already
+        dial = self._dials.pop(peer, None)
+        if dial is not None:
+            dial.succeed(link)
+        self._rule_all()
+        self._notify(link, is_up=True)
+
+    def _notify(self, link: QuicLink, *, is_up: bool) -> None:
+        for listener in tuple(self._listeners):
+            listener(link, is_up)
+
+    def _flush(self) -> None:
+        self._is_flush_due = False
+        now = self._loop.time()
+        dirty, self._dirty = self._dirty, {}
+        for link in dirty:
+            link.flush(now)
+
+    def _schedule_tick(self) -> None:
+        interval = min(TICK, self.config.heartbeat / 2)
+        self._tick_due = self._loop.time() + interval
+        self._tick_handle = self._loop.call_at(self._tick_due, self._tick)
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        late = now - self._tick_due
+        for link in tuple(self._all):
+            if late > TICK:
+                link.liveness.on_stall(late, now)
+            link.check(now)
+        self._closing.expire(now)
+        self._rule_all()
+        self._schedule_tick()

@@ -1,0 +1,126 @@
+"""What the driver needs of a sans-IO QUIC connection, whichever library provides it.
+
+Datagrams and times go in; datagrams, a timer and events come out. Times are seconds of
+the event loop's clock. Stream ids follow RFC 9000 §2.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from lattica.link.certificate import Certificate
+from lattica.path.interface import VirtualAddress
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One connection's settings. Sizes in bytes, times in seconds."""
+
+    is_client: bool
+    certificate: Certificate
+    datagram: int
+    idle_timeout: float = 60.0  # a backstop: the link watches its own silence
+    max_data: int = 16 * 1024 * 1024
+    max_stream_data: int = 4 * 1024 * 1024
+    max_streams: int = 1024  # open at once, of each kind, by the other end
+    max_unordered: int = 32 * 1024 * 1024  # held because something before it is missing
+
+
+class EngineSink(Protocol):
+    """Receives a connection's events, in order."""
+
+    def handshake_done(self) -> None:
+        """TLS is complete: the binding exists and streams can be used."""
+        ...
+
+    def stream_data(self, stream_id: int, data: bytes, end: bool) -> None:
+        """Bytes arrived in order."""
+        ...
+
+    def stream_reset(self, stream_id: int, code: int) -> None:
+        """The sender gave up."""
+        ...
+
+    def stream_stopped(self, stream_id: int, code: int) -> None:
+        """The receiver wants no more."""
+        ...
+
+    def connection_id_added(self, connection_id: bytes) -> None:
+        """Packets may now also arrive for this id."""
+        ...
+
+    def connection_id_removed(self, connection_id: bytes) -> None:
+        """No more packets will arrive for this id."""
+        ...
+
+    def closed(self, code: int | None, reason: str) -> None:
+        """The other end closed, or broke the protocol. `code` is the application's, if any."""
+        ...
+
+
+class Engine(Protocol):
+    """One QUIC connection."""
+
+    @property
+    def connection_ids(self) -> Sequence[bytes]:
+        """The ids for which packets arrive at first."""
+        ...
+
+    @property
+    def rtt(self) -> float:
+        """Smoothed round-trip time in seconds; 0.0 before the first sample."""
+        ...
+
+    def connect(self, address: VirtualAddress, now: float) -> None:
+        """Start the handshake, as a client."""
+        ...
+
+    def receive(self, datagram: bytes, address: VirtualAddress, now: float) -> bool:
+        """Take in a datagram; whether it held a packet that only the other end can make."""
+        ...
+
+    def drain(self, sink: EngineSink) -> None:
+        """Hand over the events since the last call."""
+        ...
+
+    def datagrams(self, now: float) -> list[bytes]:
+        """What to send now."""
+        ...
+
+    def timer(self) -> float | None:
+        """When `handle_timer` wants to be called."""
+        ...
+
+    def handle_timer(self, now: float) -> None:
+        """The timer fired."""
+        ...
+
+    def next_stream_id(self, *, unidirectional: bool) -> int:
+        """The id of a new stream of ours. Taken at once."""
+        ...
+
+    def send(self, stream_id: int, data: bytes, end: bool) -> bool:
+        """Queue bytes; False if the stream is over and they were dropped."""
+        ...
+
+    def reset_stream(self, stream_id: int, code: int) -> None:
+        """Give up our sending side. No effect on a stream that is over."""
+        ...
+
+    def stop_stream(self, stream_id: int, code: int) -> None:
+        """Ask the sender to stop. No effect on a stream that is over."""
+        ...
+
+    def ping(self) -> None:
+        """Make the other end answer."""
+        ...
+
+    def binding(self) -> bytes:
+        """32 bytes that only the two ends of this TLS session know. Once: then forgotten."""
+        ...
+
+    def close(self, code: int, reason: str) -> None:
+        """Tell the other end; `datagrams` then returns the last ones."""
+        ...

@@ -1,0 +1,229 @@
+"""The engine over aioquic's sans-IO connection.
+
+Everything that knows aioquic's names is here, its few private ones included: each of
+those is commented with what the public API lacks.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Sequence
+from typing import TextIO, cast
+
+from aioquic.quic import events
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+from aioquic.quic.packet import QuicErrorCode
+
+from lattica.link import header
+from lattica.link.engine import EngineConfig, EngineSink
+from lattica.link.secrets import SecretsLog
+from lattica.path.interface import VirtualAddress
+
+ALPN = "lattica"
+MAX_REASON = 200  # bytes of a close reason; it has to fit one packet
+_LIVE_STREAMS = 1024  # of ours in aioquic at once: it walks over all of them for each packet
+
+# aioquic warns about every malformed packet; without a handler Python prints that.
+logging.getLogger("quic").addHandler(logging.NullHandler())
+
+
+class _Waiting:
+    """A stream of ours that aioquic does not know yet."""
+
+    def __init__(self) -> None:
+        self.writes: list[tuple[bytes, bool]] = []
+        self.reset: int | None = None
+
+
+class AioquicEngine:
+    """See `lattica.link.engine.Engine`."""
+
+    def __init__(self, config: EngineConfig, *, original_destination: bytes | None = None) -> None:
+        """`original_destination` is the id that the client chose, for a server."""
+        self._secrets = SecretsLog()
+        self._max_unordered = config.max_unordered
+        self._connection = QuicConnection(
+            configuration=QuicConfiguration(
+                alpn_protocols=[ALPN],
+                certificate=config.certificate.certificate,
+                connection_id_length=header.CONNECTION_ID,
+                idle_timeout=config.idle_timeout,
+                is_client=config.is_client,
+                max_data=config.max_data,
+                max_datagram_size=config.datagram,
+                max_stream_data=config.max_stream_data,
+                private_key=config.certificate.key,
+                secrets_log_file=cast(TextIO, self._secrets),
+                supported_versions=[header.VERSION_1],
+                verify_mode=ssl.CERT_NONE,  # the proof on stream 0 authenticates both ends
+            ),
+            original_destination_connection_id=original_destination,
+        )
+        # No setting exists for how many streams the other end may open.
+        for limit in (
+            self._connection._local_max_streams_bidi,
+            self._connection._local_max_streams_uni,
+        ):
+            limit.value = limit.sent = config.max_streams
+        first = 0 if config.is_client else 1
+        self._next_id = {False: first, True: first + 2}
+        self._waiting: dict[int, _Waiting] = {}  # for fewer live streams, in order of id
+        self._delivered = 0
+        self._is_closed = False
+        self._ids = [self._connection.host_cid]
+        if original_destination is not None:
+            self._ids.append(original_destination)
+
+    @property
+    def connection_ids(self) -> Sequence[bytes]:
+        return tuple(self._ids)
+
+    @property
+    def rtt(self) -> float:
+        loss = self._connection._loss  # the estimate has no public name
+        return float(loss._rtt_smoothed) if loss._rtt_initialized else 0.0
+
+    def connect(self, address: VirtualAddress, now: float) -> None:
+        self._connection.connect(address, now)
+
+    def receive(self, datagram: bytes, address: VirtualAddress, now: float) -> bool:
+        connection = self._connection
+        # The idle deadline is set anew by every packet that decrypts, and by nothing else.
+        before = connection._close_at
+        first = before is None
+        try:
+            connection.receive_datagram(datagram, address, now)
+        except Exception as error:  # noqa: BLE001  (a stranger's bytes must not end the loop)
+            connection.close(
+                error_code=QuicErrorCode.INTERNAL_ERROR,
+                frame_type=0,
+                reason_phrase=f"cannot parse a packet: {type(error).__name__}"[:MAX_REASON],
+            )
+        # Arrived but not in order: what flow control counts, less what was handed on.
+        if connection._local_max_data.used - self._delivered > self._max_unordered:
+            self._bound_unordered()
+        return not first and connection._close_at is not before
+
+    def drain(self, sink: EngineSink) -> None:
+        connection = self._connection
+        next_event = connection.next_event
+        while (event := next_event()) is not None:
+            if isinstance(event, events.StreamDataReceived):
+                self._delivered += len(event.data)
+                sink.stream_data(event.stream_id, event.data, event.end_stream)
+            elif isinstance(event, events.HandshakeCompleted):
+                sink.handshake_done()
+            elif isinstance(event, events.ConnectionIdIssued):
+                sink.connection_id_added(event.connection_id)
+            elif isinstance(event, events.ConnectionIdRetired):
+                sink.connection_id_removed(event.connection_id)
+            elif isinstance(event, events.StreamReset):
+                sink.stream_reset(event.stream_id, event.error_code)
+            elif isinstance(event, events.StopSendingReceived):
+                sink.stream_stopped(event.stream_id, event.error_code)
+        # The event for a close comes only when the draining period is over; calls in
+        # flight want to know at once.
+        end = connection._close_event
+        if end is not None and not self._is_closed:
+            self._is_closed = True
+            is_application = end.frame_type is None
+            sink.closed(end.error_code if is_application else None, end.reason_phrase)
+
+    def datagrams(self, now: float) -> list[bytes]:
+        self._admit()
+        if not self._connection._network_paths:
+            return []  # closed before the first packet
+        return [data for data, _ in self._connection.datagrams_to_send(now)]
+
+    def timer(self) -> float | None:
+        if self._connection._close_at is None:
+            return None
+        return self._connection.get_timer()
+
+    def handle_timer(self, now: float) -> None:
+        self._connection.handle_timer(now)
+
+    def next_stream_id(self, *, unidirectional: bool) -> int:
+        stream_id = self._next_id[unidirectional]
+        self._next_id[unidirectional] += 4
+        self._waiting[stream_id] = _Waiting()
+        self._admit()
+        return stream_id
+
+    def send(self, stream_id: int, data: bytes, end: bool) -> bool:
+        waiting = self._waiting.get(stream_id)
+        if waiting is not None:
+            if waiting.reset is None:
+                waiting.writes.append((data, end))
+            return waiting.reset is None
+        try:
+            self._connection.send_stream_data(stream_id, data, end)
+        except (ValueError, RuntimeError):
+            return False  # finished, reset or stopped meanwhile
+        return True
+
+    def reset_stream(self, stream_id: int, code: int) -> None:
+        waiting = self._waiting.get(stream_id)
+        if waiting is not None:
+            waiting.writes.clear()
+            waiting.reset = code
+            return
+        try:
+            self._connection.reset_stream(stream_id, code)
+        except ValueError:
+            return  # not ours to send on
+
+    def stop_stream(self, stream_id: int, code: int) -> None:
+        try:
+            self._connection.stop_stream(stream_id, code)
+        except ValueError:
+            return  # finished, or its first packet has not come
+
+    def ping(self) -> None:
+        self._connection.send_ping(0)
+
+    def binding(self) -> bytes:
+        return self._secrets.binding()
+
+    def close(self, code: int, reason: str) -> None:
+        self._secrets.wipe()
+        self._is_closed = True
+        text = reason.encode()[:MAX_REASON].decode(errors="ignore")
+        self._connection.close(error_code=code, reason_phrase=text)
+
+    # ------------------------------------------------------------------ inside
+
+    def _admit(self) -> None:
+        """Tell aioquic of streams in the order of their ids, as others finish.
+
+        It takes a stream below the newest one, that it has not seen, for a finished one.
+        """
+        while self._waiting and self._has_room():
+            stream_id = next(iter(self._waiting))
+            waiting = self._waiting.pop(stream_id)
+            self._connection.send_stream_data(stream_id, b"", False)
+            for data, end in waiting.writes:
+                self._connection.send_stream_data(stream_id, data, end)
+            if waiting.reset is not None:
+                self._connection.reset_stream(stream_id, waiting.reset)
+
+    def _has_room(self) -> bool:
+        streams = self._connection._streams
+        if len(streams) < _LIVE_STREAMS:
+            return True
+        ours = 0 if self._connection._is_client else 1
+        return sum(stream_id & 1 == ours for stream_id in streams) < _LIVE_STREAMS
+
+    def _bound_unordered(self) -> None:
+        connection = self._connection
+        held = sum(len(stream.receiver._buffer) for stream in connection._streams.values())
+        # Streams that were reset leave a difference that holds no memory.
+        self._delivered = connection._local_max_data.used - held
+        if held > self._max_unordered:
+            connection.close(
+                error_code=QuicErrorCode.FLOW_CONTROL_ERROR,
+                frame_type=0,
+                reason_phrase="too much data out of order",
+            )

@@ -1,0 +1,440 @@
+"""One link over QUIC, from the first packet to the last."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from enum import Enum
+from typing import Protocol
+
+import anyio
+
+from lattica.clock import Clock
+from lattica.config import LinkConfig
+from lattica.errors import LinkError, LinkLostError, LinkRefusedError
+from lattica.identity.grants import Membership
+from lattica.identity.keys import Identity, PeerId
+from lattica.link.engine import Engine
+from lattica.link.interface import LinkHandler, RemotePeer
+from lattica.link.liveness import Liveness, Verdict
+from lattica.link.proof import Proof, Role, Step
+from lattica.link.refusals import CloseCode, code_of, error_of
+from lattica.path.interface import Path, VirtualAddress
+
+logger = logging.getLogger("lattica.link")
+
+EARLY_LIMIT = 1024 * 1024  # bytes kept for streams that precede the end of the proof
+_EARLY_OVERHEAD = 64  # bytes counted for each event, so that empty ones are bounded too
+OWN_STREAM = 0
+
+
+class Phase(Enum):
+    """How far a link has come."""
+
+    HANDSHAKE = "handshake"
+    PROVING = "proving"  # TLS is done, the other end's Hello is due
+    PROVEN = "proven"  # its Hello holds; one of us has not accepted yet
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class LinkOwner(Protocol):
+    """What a link needs of its endpoint."""
+
+    identity: Identity
+    membership: Membership
+    name: str
+    config: LinkConfig
+    clock: Clock
+    path: Path
+
+    def link_dirty(self, link: QuicLink) -> None:
+        """Something waits to be sent: flush at the end of the loop's turn."""
+        ...
+
+    def link_proven(self, link: QuicLink) -> None:
+        """The other end's Hello holds."""
+        ...
+
+    def link_confirmed(self, link: QuicLink) -> None:
+        """The dialer has accepted this end."""
+        ...
+
+    def link_ended(self, link: QuicLink, last_words: list[bytes]) -> None:
+        """The link is closed; `last_words` tell the other end, should it go on."""
+        ...
+
+    def connection_id_added(self, link: QuicLink, connection_id: bytes) -> None:
+        """See `EngineSink`."""
+        ...
+
+    def connection_id_removed(self, link: QuicLink, connection_id: bytes) -> None:
+        """See `EngineSink`."""
+        ...
+
+
+class QuicLink:
+    """See `lattica.link.interface.Link`; also the sink of its engine's events."""
+
+    def __init__(
+        self,
+        owner: LinkOwner,
+        engine: Engine,
+        address: VirtualAddress,
+        *,
+        role: Role,
+        now: float,
+        expected: PeerId | None = None,
+    ) -> None:
+        self._owner = owner
+        self._engine = engine
+        self._address = address
+        self._role = role
+        self._expected = expected
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._proof: Proof | None = None
+        self._handler: LinkHandler | None = None
+        self._early: list[Callable[[LinkHandler], None]] = []
+        self._early_size = 0
+        self._out: dict[int, list[bytes]] = {}
+        self._out_ends: set[int] = set()
+        self._refusals = 0
+        self.phase = Phase.HANDSHAKE
+        self.started = now
+        self.liveness = Liveness(owner.config, now)
+        self.connection_ids: set[bytes] = set(engine.connection_ids)
+        self.error: LinkError | None = None
+        self.settled = anyio.Event()  # open or closed
+
+    # ------------------------------------------------------- the Link interface
+
+    @property
+    def local(self) -> PeerId:
+        return self._owner.identity.peer_id
+
+    @property
+    def remote(self) -> RemotePeer:
+        remote = self.proven
+        assert remote is not None, "a link is handed on only when its peer has proven itself"
+        return remote
+
+    @property
+    def is_dialer(self) -> bool:
+        return self._role is Role.DIALER
+
+    @property
+    def is_open(self) -> bool:
+        return self.phase is Phase.OPEN
+
+    @property
+    def rtt(self) -> float:
+        return self._engine.rtt
+
+    @property
+    def address(self) -> str:
+        return self._owner.path.describe(self._address)
+
+    def open_stream(self, *, unidirectional: bool) -> int:
+        self._check_open()
+        return self._engine.next_stream_id(unidirectional=unidirectional)
+
+    def write(
+        self, stream_id: int, data: bytes | bytearray | memoryview, *, end: bool = False
+    ) -> None:
+        if self.phase is not Phase.OPEN:
+            self._check_open()
+        # Others' buffers may change before the flush.
+        chunk = data if type(data) is bytes else bytes(data)
+        chunks = self._out.get(stream_id)
+        if chunks is None:
+            self._out[stream_id] = [chunk]
+            self._owner.link_dirty(self)
+        else:
+            chunks.append(chunk)
+        if end:
+            self._out_ends.add(stream_id)
+
+    def reset_stream(self, stream_id: int, code: int) -> None:
+        if self.phase is Phase.OPEN:
+            self._out.pop(stream_id, None)
+            self._out_ends.discard(stream_id)
+            self._engine.reset_stream(stream_id, code)
+            self._owner.link_dirty(self)
+
+    def stop_stream(self, stream_id: int, code: int) -> None:
+        if self.phase is Phase.OPEN:
+            self._engine.stop_stream(stream_id, code)
+            self._owner.link_dirty(self)
+
+    def close(self, reason: str = "") -> None:
+        text = reason or "closed"
+        self.end(LinkLostError(f"closed here: {text}"), CloseCode.CLOSED, text)
+
+    # -------------------------------------------------------- for the endpoint
+
+    @property
+    def proven(self) -> RemotePeer | None:
+        """The other end, once its Hello holds."""
+        return None if self._proof is None else self._proof.remote
+
+    @property
+    def virtual_address(self) -> VirtualAddress:
+        """Where packets go, as the path names it."""
+        return self._address
+
+    @property
+    def expires(self) -> float:
+        """When the other end's grant runs out, seconds since the Unix epoch."""
+        return float("inf") if self._proof is None else self._proof.expires
+
+    def dial(self, now: float) -> None:
+        """Send the first packet."""
+        self._engine.connect(self._address, now)
+        self._owner.link_dirty(self)
+
+    def receive(self, datagram: bytes, address: VirtualAddress, now: float) -> None:
+        """Take in a datagram; `drain` follows when the batch is through."""
+        if self._engine.receive(datagram, address, now):
+            self.liveness.on_heard(now)
+
+    def drain(self) -> None:
+        """Act on what has arrived."""
+        self._engine.drain(self)
+        if self.phase is not Phase.CLOSED:
+            self._owner.link_dirty(self)
+
+    def flush(self, now: float) -> None:
+        """Send what waits."""
+        if self.phase is Phase.CLOSED:
+            return
+        self._push()
+        datagrams = self._engine.datagrams(now)
+        if datagrams:
+            self._owner.path.send(datagrams, self._address)
+        self._arm()
+
+    def answer(self) -> None:
+        """Accept a proven dialer."""
+        assert self._proof is not None
+        self._engine.send(OWN_STREAM, self._proof.hello(), end=False)
+        self._owner.link_dirty(self)
+
+    def confirm(self) -> None:
+        """Accept a proven acceptor."""
+        assert self._proof is not None
+        self._engine.send(OWN_STREAM, self._proof.confirm(), end=False)
+        self._owner.link_dirty(self)
+
+    def open(self, handler: LinkHandler) -> None:
+        """Both proofs hold: hand over what has arrived meanwhile, then everything else."""
+        self.phase = Phase.OPEN
+        self._handler = handler
+        self.settled.set()
+        early, self._early = self._early, []
+        for event in early:
+            self._handle(event)
+
+    def probe(self) -> None:
+        """Ask the other end for a sign of life."""
+        if self.phase is not Phase.CLOSED:
+            self._engine.ping()
+            self._owner.link_dirty(self)
+
+    def on_refused(self, now: float) -> None:
+        """The network says that nobody listens there (a hint, not a fact)."""
+        if self.phase is Phase.HANDSHAKE and self.is_dialer:
+            self._refusals += 1
+            if self._refusals > 1:  # the first may be of a peer that is just starting
+                self.end(LinkLostError("nobody listens there"), CloseCode.LOST, "")
+        elif self.phase is Phase.OPEN and self.liveness.on_hint(now) is Verdict.PING:
+            self.probe()
+
+    def check(self, now: float) -> None:
+        """Look at the clocks; called every few hundredths of a second to tenths."""
+        if self.phase is Phase.OPEN:
+            verdict = self.liveness.check(now)
+            if verdict is Verdict.PING:
+                self.probe()
+            elif verdict is Verdict.DEAD:
+                silence = now - self.liveness.heard
+                text = f"nothing was heard for {silence:.1f} s"
+                self.end(LinkLostError(text), CloseCode.LOST, text)
+            elif self.expires <= self._owner.clock.time():
+                self.refuse(LinkRefusedError("the grant expired; ask for a new one"))
+        elif self.phase is not Phase.CLOSED:
+            limit = self._owner.config.handshake_timeout
+            if now - self.started >= limit:
+                self.refuse(LinkRefusedError(f"no valid hello within {limit:g} s"))
+
+    def refuse(self, error: LinkError) -> None:
+        """Close with a typed reason."""
+        self.end(error, code_of(error), str(error))
+
+    def end(self, error: LinkError, code: CloseCode, reason: str) -> None:
+        """Close from this end."""
+        if self.phase is Phase.CLOSED:
+            return
+        now = self._loop.time()
+        self.flush(now)
+        self._engine.close(code, reason)
+        last_words = self._engine.datagrams(now)
+        if last_words:
+            self._owner.path.send(last_words, self._address)
+        self._finish(error, last_words)
+
+    # ---------------------------------------------------- the engine's events
+
+    def handshake_done(self) -> None:
+        self.phase = Phase.PROVING
+        self._proof = Proof(
+            self._owner.identity,
+            self._owner.membership,
+            self._owner.name,
+            role=self._role,
+            binding=self._engine.binding(),
+            expected=self._expected,
+        )
+        if self.is_dialer:
+            stream_id = self._engine.next_stream_id(unidirectional=False)
+            assert stream_id == OWN_STREAM
+            self._engine.send(OWN_STREAM, self._proof.hello(), end=False)
+
+    def stream_data(self, stream_id: int, data: bytes, end: bool) -> None:
+        if stream_id == OWN_STREAM:
+            self._own_data(data, end)
+        elif self.phase is Phase.OPEN:
+            assert self._handler is not None
+            try:
+                self._handler.stream_data(stream_id, data, end)
+            except Exception:  # noqa: BLE001
+                self._handler_failed()
+        else:
+            self._keep(lambda handler: handler.stream_data(stream_id, data, end), len(data))
+
+    def stream_reset(self, stream_id: int, code: int) -> None:
+        self._event(lambda handler: handler.stream_reset(stream_id, code))
+
+    def stream_stopped(self, stream_id: int, code: int) -> None:
+        self._out.pop(stream_id, None)
+        self._event(lambda handler: handler.stream_stopped(stream_id, code))
+
+    def connection_id_added(self, connection_id: bytes) -> None:
+        self.connection_ids.add(connection_id)
+        self._owner.connection_id_added(self, connection_id)
+
+    def connection_id_removed(self, connection_id: bytes) -> None:
+        self.connection_ids.discard(connection_id)
+        self._owner.connection_id_removed(self, connection_id)
+
+    def closed(self, code: int | None, reason: str) -> None:
+        if self.phase is Phase.CLOSED:
+            return
+        # Where this end found the fault, the engine has a close to send.
+        last_words = self._engine.datagrams(self._loop.time())
+        if last_words:
+            self._owner.path.send(last_words, self._address)
+        self._finish(error_of(code, reason, is_open=self.is_open), last_words)
+
+    # ------------------------------------------------------------------ inside
+
+    def _check_open(self) -> None:
+        if self.phase is not Phase.OPEN:
+            name = self.proven.peer.short if self.proven else "the other end"
+            raise LinkLostError(f"the link to {name} is closed")
+
+    def _own_data(self, data: bytes, end: bool) -> None:
+        if self.phase is Phase.CLOSED:
+            return
+        try:
+            if self._proof is None or self.phase is Phase.OPEN or end:
+                raise LinkRefusedError("unexpected bytes on the link's own stream")
+            step = self._proof.receive(data, self._owner.clock.time())
+        except LinkError as error:
+            self.refuse(error)
+            return
+        if step is Step.PROVEN:
+            self.phase = Phase.PROVEN
+            self._owner.link_proven(self)
+        elif step is Step.CONFIRMED:
+            self._owner.link_confirmed(self)
+
+    def _event(self, event: Callable[[LinkHandler], None]) -> None:
+        if self.phase is Phase.OPEN:
+            self._handle(event)
+        else:
+            self._keep(event, 0)
+
+    def _handle(self, event: Callable[[LinkHandler], None]) -> None:
+        if self.phase is not Phase.OPEN:
+            return  # an earlier event has closed the link
+        assert self._handler is not None
+        try:
+            event(self._handler)
+        except Exception:  # noqa: BLE001
+            self._handler_failed()
+
+    def _handler_failed(self) -> None:
+        """A bug above must not cost other links their packets."""
+        logger.exception("the handler of the link to %s failed", self.remote.peer.short)
+        self.close("internal error")
+
+    def _keep(self, event: Callable[[LinkHandler], None], size: int) -> None:
+        if self.phase is Phase.CLOSED:
+            return
+        self._early.append(event)
+        self._early_size += size + _EARLY_OVERHEAD
+        if self._early_size > EARLY_LIMIT:
+            self.refuse(LinkRefusedError("too much data before the proof"))
+
+    def _push(self) -> None:
+        """Hand the turn's writes to the engine, one piece for each stream."""
+        if not self._out:
+            return
+        out, self._out = self._out, {}
+        ends, self._out_ends = self._out_ends, set()
+        for stream_id, chunks in out.items():
+            data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            self._engine.send(stream_id, data, stream_id in ends)
+
+    def _arm(self) -> None:
+        """Have the loop call at the engine's time. A timer that fires early is set anew."""
+        at = self._engine.timer()
+        if at is None:
+            return
+        if self._timer is not None:
+            if self._timer_at <= at:
+                return
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self._loop.call_at(at, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self.phase is Phase.CLOSED:
+            return
+        now = self._loop.time()
+        at = self._engine.timer()
+        if at is not None and at <= now:
+            self._engine.handle_timer(now)
+            self._engine.drain(self)
+            self.flush(now)
+        else:
+            self._arm()
+
+    def _finish(self, error: LinkError, last_words: list[bytes]) -> None:
+        was_open = self.phase is Phase.OPEN
+        self.phase = Phase.CLOSED
+        self.error = error
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._early.clear()
+        self._out.clear()
+        self.settled.set()
+        self._owner.link_ended(self, last_words)
+        if was_open and self._handler is not None:
+            # Not from within: this may be a handler's own call of `close`.
+            self._loop.call_soon(self._handler.link_lost, error)
