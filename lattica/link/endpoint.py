@@ -371,7 +371,7 @@ class Endpoint:
         assert self._acceptor is not None
         peer = link.remote.peer
         self._links[peer] = link
-        link.open(self._acceptor(link))
+        link.open(self._acceptor)
         if not link.is_open:
             return  # its handler has closed it already
         dial = self._dials.pop(peer, None)

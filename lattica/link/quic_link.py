@@ -16,7 +16,7 @@ from lattica.errors import LinkError, LinkLostError, LinkRefusedError
 from lattica.identity.grants import Membership
 from lattica.identity.keys import Identity, PeerId
 from lattica.link.engine import Engine
-from lattica.link.interface import LinkHandler, RemotePeer
+from lattica.link.interface import Link, LinkHandler, RemotePeer
 from lattica.link.liveness import Liveness, Verdict
 from lattica.link.proof import Proof, Role, Step
 from lattica.link.refusals import CloseCode, code_of, error_of
@@ -228,10 +228,10 @@ class QuicLink:
         self._engine.send(OWN_STREAM, self._proof.confirm(), end=False)
         self._owner.link_dirty(self)
 
-    def open(self, handler: LinkHandler) -> None:
+    def open(self, acceptor: Callable[[Link], LinkHandler]) -> None:
         """Both proofs hold: hand over what has arrived meanwhile, then everything else."""
-        self.phase = Phase.OPEN
-        self._handler = handler
+        self.phase = Phase.OPEN  # first: the acceptor may open streams
+        self._handler = acceptor(self)
         self.settled.set()
         early, self._early = self._early, []
         for event in early:
