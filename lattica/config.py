@@ -64,8 +64,18 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     block: int = 1 * MIB
     sync_every: float = 5.0
-    max_update: int = 1 * MIB
+    max_update: int = 1 * MIB  # one transaction
+    max_author_log: int = 64 * MIB  # one author's envelopes in one document
+    max_waiting: int = 1024  # envelopes of a document that wait for an earlier one
+    max_waiting_bytes: int = 16 * MIB
+    sync_batch: int = 1 * MIB  # envelopes in one message
+    call_timeout: float = 10.0
+    open_timeout: float = 2.0  # how long opening a document waits for linked peers
     max_fetch_parallel: int = 8
+    per_provider: int = 4  # blocks asked of one provider at a time
+    block_timeout: float = 20.0
+    max_serving: int = 16  # blocks read for others at a time
+    max_manifest: int = 16 * MIB
 
 
 class ActorsConfig(msgspec.Struct, frozen=True, kw_only=True):
