@@ -28,8 +28,10 @@ class Ruling(Enum):
 class Candidate:
     """A proven dialer that waits for a ruling."""
 
-    def __init__(self, link: QuicLink, now: float) -> None:
+    def __init__(self, link: QuicLink, now: float, *, patience: float = DIAL_PATIENCE) -> None:
+        """`patience` is how long, in seconds, it waits for a dial of ours that would win."""
         self.link = link
+        self._patience = patience
         self.since = now
         self._probed: QuicLink | None = None
         self._probed_at = now
@@ -46,7 +48,7 @@ class Candidate:
                 return Ruling.REFUSE
             patience = max(PATIENCE, 3 * existing.rtt)
             return Ruling.REPLACE if now - self._probed_at >= patience else Ruling.WAIT
-        if is_dialling and local < self.link.remote.peer and now - self.since < DIAL_PATIENCE:
+        if is_dialling and local < self.link.remote.peer and now - self.since < self._patience:
             return Ruling.WAIT
         return Ruling.ANSWER
 

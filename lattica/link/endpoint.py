@@ -21,7 +21,7 @@ from lattica.errors import (
 from lattica.identity.grants import Membership
 from lattica.identity.keys import Identity, PeerId
 from lattica.link import header
-from lattica.link.arbiter import Candidate, Ruling, stays
+from lattica.link.arbiter import DIAL_PATIENCE, Candidate, Ruling, stays
 from lattica.link.book import AddressBook
 from lattica.link.certificate import Certificate
 from lattica.link.closing import Closing
@@ -99,6 +99,10 @@ class Endpoint:
             self._tick_handle.cancel()
         self.path.close()
         try:
+            if isinstance(error, Exception):
+                # The body's own error leaves as it is, not wrapped in a group.
+                await self._tasks.__aexit__(None, None, None)
+                return None
             return await self._tasks.__aexit__(kind, error, traceback)
         finally:
             # The handlers' `link_lost` are called in this turn of the loop.
@@ -202,7 +206,8 @@ class Endpoint:
                 link.confirm()
                 self._link_up(link)
             return
-        self._candidates[link] = Candidate(link, self._loop.time())
+        patience = min(DIAL_PATIENCE, self.config.handshake_timeout / 2)
+        self._candidates[link] = Candidate(link, self._loop.time(), patience=patience)
         self._rule(link)
 
     def link_confirmed(self, link: QuicLink) -> None:

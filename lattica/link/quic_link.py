@@ -266,7 +266,11 @@ class QuicLink:
                 self.refuse(LinkRefusedError("the grant expired; ask for a new one"))
         elif self.phase is not Phase.CLOSED:
             limit = self._owner.config.handshake_timeout
-            if now - self.started >= limit:
+            if now - self.started < limit:
+                return
+            if self.phase is Phase.HANDSHAKE and self.is_dialer:
+                self.end(LinkLostError("no answer"), CloseCode.LOST, "no answer")
+            else:
                 self.refuse(LinkRefusedError(f"no valid hello within {limit:g} s"))
 
     def refuse(self, error: LinkError) -> None:
