@@ -3,6 +3,7 @@
 from lattica.rpc.buffers import Buffer
 from lattica.rpc.context import CallContext, caller, trace_id
 from lattica.rpc.methods import method
-from lattica.rpc.rpc import ItemStream, Rpc
+from lattica.rpc.rpc import Rpc
+from lattica.rpc.stubs import ItemStream
 
 __all__ = ["Buffer", "CallContext", "ItemStream", "Rpc", "caller", "method", "trace_id"]

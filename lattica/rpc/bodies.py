@@ -12,26 +12,23 @@ from lattica.rpc.channel import Channel
 class BodySender:
     """Sends views, never more than the receiver's credit ahead. No copies here."""
 
-    def __init__(
-        self,
-        channel: Channel,
-        header: m.Body,
-        views: Sequence[memoryview],
-        stopped: Callable[[int], None],
-    ) -> None:
+    def __init__(self, channel: Channel, header: m.Body, views: Sequence[memoryview]) -> None:
         self._channel = channel
         self._header = header
         self._views = [view for view in reversed(views) if view.nbytes]
         self._sent = 0
-        self._limit = channel.peer_window
-        self._stopped = stopped
-        self.is_done = False
-        self.stream = -1
+        self._limit = 0
+        self._stream = -1
+        self.nbytes = sum(view.nbytes for view in views)
+        self.is_written = False  # all of it went to the link
+        self.is_over = False  # taken, or given up
 
-    def start(self) -> None:
-        """Open the stream and send what the credit allows."""
-        self.stream = self._channel.open_source(self, self._header)
+    def start(self) -> int:
+        """Open the stream and send what the credit allows. Called by the channel."""
+        self._limit = self._channel.peer_window
+        self._stream = self._channel.open_source(self, self._header)
         self._pump()
+        return self._stream
 
     def grant(self, limit: int) -> None:
         """See `Source`."""
@@ -39,35 +36,35 @@ class BodySender:
         self._pump()
 
     def stopped(self, code: int) -> None:
-        """See `Source`."""
+        """See `Source`. A refused call's failure tells the caller why."""
+        self.is_over = True
         self._views.clear()
-        self.is_done = True
-        self._stopped(code)
 
     def abandon(self) -> None:
         """Give up what is not sent yet."""
-        self._views.clear()
-        if not self.is_done:
-            self.is_done = True
-            if self.stream >= 0:
-                self._channel.close_source(self.stream, reset=m.CANCELLED)
+        if not self.is_over:
+            self.is_over = True
+            self._views.clear()
+            if self._stream >= 0:
+                reset = None if self.is_written else m.CANCELLED
+                self._channel.close_source(self._stream, reset=reset)
 
     def _pump(self) -> None:
-        if self.is_done:
+        if self.is_over or self.is_written:
             return
-        while self._views and self._sent < self._limit:
+        channel = self._channel
+        while self._views and self._sent < self._limit and channel.error is None:
             view = self._views.pop()
             room = self._limit - self._sent
             if view.nbytes > room:
                 self._views.append(view[room:])
                 view = view[:room]
             self._sent += view.nbytes
-            self._channel.write(self.stream, view, end=not self._views)
-        if not self._views:
-            self.is_done = True
+            channel.write(self._stream, view, end=not self._views)
+        if not self._views and channel.error is None:
+            self.is_written = True
             if not self._sent:
-                self._channel.write(self.stream, b"", end=True)
-            self._channel.close_source(self.stream)
+                channel.write(self._stream, b"", end=True)
 
 
 class BodyReceiver:
@@ -120,22 +117,30 @@ class BodyReceiver:
         if arrived > self._total or (self._ended and arrived != self._total):
             raise FrameError(f"a body of {arrived} bytes instead of {self._total}")
         if self._ended:
+            self._channel.send(m.Taken(self._stream))
+            self._channel.release(self)
             done("")
-            return
+        elif self._granted < self._total and self._channel.admit(self):
+            self.resume()
+
+    def resume(self) -> None:
+        """It is this body's turn to be given credit."""
         window = self._channel.config.stream_window
-        if self._granted < self._total and arrived + window - self._granted >= window // 4:
-            self._granted = arrived + window
+        if len(self._data) + window - self._granted >= window // 4:
+            self._granted = len(self._data) + window
             self._channel.send(m.Credit(self._stream, self._granted))
 
     def cut(self, code: int) -> None:
         """See `Sink`."""
         self._cut = True
+        self._channel.release(self)
         if self._done is not None:
             self._done("a body ended before its end was announced")
 
     def abandon(self, code: int = m.CANCELLED) -> None:
         """Take in no more."""
         self._done = _nobody
+        self._channel.release(self)
         if self._stream >= 0 and not self._ended:
             self._channel.close_sink(self._stream, code)
         self._data = bytearray()

@@ -11,7 +11,6 @@ import msgspec
 from lattica.errors import (
     BadArgumentsError,
     BadResultError,
-    BusyError,
     DeadlineError,
     FrameError,
     LatticaError,
@@ -22,12 +21,12 @@ from lattica.errors import (
 from lattica.rpc import messages as m
 from lattica.rpc.bodies import BodyReceiver, BodySender
 from lattica.rpc.channel import Channel, Sink, lost_call
-from lattica.rpc.codec import Encoder, Packed
+from lattica.rpc.codec import ENCODE_ERRORS, Encoder, Packed
 from lattica.rpc.context import trace_id
-from lattica.rpc.deadlines import Deadlines
 from lattica.rpc.failures import to_error
 from lattica.rpc.items import Arrived, ItemReader
 from lattica.rpc.methods import MethodSpec
+from lattica.rpc.timer import Timer
 
 
 class Pending:
@@ -54,63 +53,9 @@ class Pending:
             # would leave an exception that nobody retrieves.
             self.future.set_result(outcome)
 
-
-class Timer:
-    """Fires the deadlines of all calls of one `Rpc`."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._deadlines: Deadlines[Any] = Deadlines()
-        self._handle: asyncio.TimerHandle | None = None
-        self._armed = math.inf
-
-    def now(self) -> float:
-        """Seconds on the event loop's clock."""
-        return self._loop.time()
-
-    def add(self, key: Any, when: float) -> int:
-        """Call `key.expire()` at `when`; the result is for `discard`."""
-        slot = self._deadlines.add(key, when)
-        if when < self._armed:
-            self._arm()
-        return slot
-
-    def discard(self, slot: int, key: Any) -> None:
-        """Forget a deadline."""
-        self._deadlines.discard(slot, key)
-
-    def close(self) -> None:
-        """Fire no more."""
-        if self._handle is not None:
-            self._handle.cancel()
-
-    def _arm(self) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-        when = self._deadlines.next()
-        self._armed = math.inf if when is None else when
-        if when is not None:
-            self._handle = self._loop.call_at(when, self._fire)
-
-    def _fire(self) -> None:
-        for key in self._deadlines.due(self._loop.time()):
-            key.expire()
-        self._arm()
-
-
-class _Expiry:
-    """A call's deadline."""
-
-    __slots__ = ("calls", "pending")
-
-    def __init__(self, calls: Calls, pending: Pending) -> None:
-        self.calls = calls
-        self.pending = pending
-
     def expire(self) -> None:
         """The deadline has passed."""
-        self.pending.settle(DeadlineError("the deadline passed before the call had an outcome"))
+        self.settle(DeadlineError("the deadline passed before the call had an outcome"))
 
 
 class Calls:
@@ -138,14 +83,12 @@ class Calls:
         if self._channel.is_full:
             await self._room(deadline)
         pending = self._start(service, method, packed, deadline)
-        expiry = _Expiry(self, pending)
-        slot = self._timer.add(expiry, deadline)
+        pending.slot = self._timer.add(pending, deadline)
         settled = False
         try:
             outcome = await pending.future
             settled = type(outcome) is m.Result or type(outcome) is m.Failure
         finally:
-            self._timer.discard(slot, expiry)
             self._close(pending, settled)
         if type(outcome) is m.Result:
             return self._decode(method, outcome, pending.body)
@@ -160,7 +103,8 @@ class Calls:
             await self._room(deadline)
         pending = self._start(service, method, packed, deadline)
         pending.items = ItemReader(self._channel)
-        return OpenStream(self, method, pending, deadline)
+        pending.slot = self._timer.add(pending, deadline)
+        return OpenStream(self, method, pending)
 
     async def _room(self, deadline: float) -> None:
         try:
@@ -195,20 +139,9 @@ class Calls:
         )
         pending = self._pending[call] = Pending(call, self._loop.create_future())
         if views:
-            pending.sender = BodySender(
-                channel,
-                m.Body(call, False),
-                views,
-                lambda code: self._body_stopped(pending, code),
-            )
-            pending.sender.start()
+            pending.sender = BodySender(channel, m.Body(call, False), views)
+            channel.start_body(pending.sender)
         return pending
-
-    @staticmethod
-    def _body_stopped(pending: Pending, code: int) -> None:
-        if code == m.BUSY:
-            pending.settle(BusyError("the peer takes no more bodies now", retry_after=0.1))
-        # Otherwise the other end has refused the call, and a Failure says why.
 
     def _decode(self, method: MethodSpec, result: m.Result, body: BodyReceiver | None) -> Any:
         try:
@@ -230,6 +163,7 @@ class Calls:
 
     def _close(self, pending: Pending, settled: bool) -> None:
         self._pending.pop(pending.call, None)
+        self._timer.discard(pending.slot, pending)
         if pending.sender is not None:
             pending.sender.abandon()
         if not settled:
@@ -299,7 +233,7 @@ class Calls:
         for pending in tuple(self._pending.values()):
             # Without its whole body the handler was never started.
             sent = pending.call < self._written and (
-                pending.sender is None or pending.sender.is_done
+                pending.sender is None or pending.sender.is_written
             )
             pending.settle(lost_call(error, may_have_run=sent))
 
@@ -307,13 +241,11 @@ class Calls:
 class OpenStream:
     """The consumer's end of an item stream."""
 
-    def __init__(self, calls: Calls, method: MethodSpec, pending: Pending, deadline: float) -> None:
+    def __init__(self, calls: Calls, method: MethodSpec, pending: Pending) -> None:
         self._calls = calls
         self._method = method
         self._pending = pending
-        self._expiry = _Expiry(calls, pending)
-        self._slot = calls._timer.add(self._expiry, deadline)
-        self._open = True
+        self.is_open = True
 
     async def next(self) -> Any:
         """The next item.
@@ -324,7 +256,7 @@ class OpenStream:
         """
         items = self._pending.items
         assert items is not None
-        if not self._open:
+        if not self.is_open:
             raise StopAsyncIteration
         got = await items.next()
         if isinstance(got, Arrived):
@@ -340,12 +272,11 @@ class OpenStream:
 
     def close(self) -> None:
         """Want no more; the handler is cancelled."""
-        if self._open:
+        if self.is_open:
             self._finish(settled=False)
 
     def _finish(self, *, settled: bool) -> None:
-        self._open = False
-        self._calls._timer.discard(self._slot, self._expiry)
+        self.is_open = False
         self._calls._close(self._pending, settled)
         assert self._pending.items is not None
         self._pending.items.abandon()
@@ -354,12 +285,5 @@ class OpenStream:
 def _pack(encoder: Encoder, method: MethodSpec, arguments: Any) -> Packed:
     try:
         return encoder.pack(arguments)
-    except (
-        msgspec.MsgspecError,
-        TypeError,
-        ValueError,
-        OverflowError,
-        RecursionError,
-        NotImplementedError,
-    ) as error:
+    except ENCODE_ERRORS as error:
         raise BadArgumentsError(f"{method.name}(): {error}") from None

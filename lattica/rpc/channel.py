@@ -19,7 +19,10 @@ from lattica.rpc.framing import PREFIX, FrameReader, frame
 
 ACK_EVERY = 256 * KIB  # control bytes
 CONTROL_WINDOW = 4 * MIB  # control bytes sent but not acknowledged, before senders wait
+CONTROL_LIMIT = 64 * MIB  # the same, where the other end makes us answer and takes nothing in
 HEADER_LIMIT = 64  # bytes
+SENDING = 16 * MIB  # bytes of bodies that may wait in the link's queue
+RECEIVING = 16  # bodies larger than a window that are given credit at a time
 _encode = msgspec.msgpack.Encoder().encode
 _decode_control = msgspec.msgpack.Decoder(m.Control).decode
 _decode_header = msgspec.msgpack.Decoder(m.Header).decode
@@ -49,10 +52,29 @@ class Source(Protocol):
         ...
 
 
+class Body(Source, Protocol):
+    """A data stream of known size that waits for its turn."""
+
+    nbytes: int
+    is_over: bool
+
+    def start(self) -> int:
+        """Open the stream; its id."""
+        ...
+
+
+class Receiver(Protocol):
+    """A body that arrives."""
+
+    def resume(self) -> None:
+        """It may have credit now."""
+        ...
+
+
 class Events(Protocol):
     """What the channel tells the layer above."""
 
-    def message(self, message: m.Call | m.Result | m.Failure | m.Cancel) -> None:
+    def message(self, message: m.CallMessage) -> None:
         """A control message."""
         ...
 
@@ -91,10 +113,15 @@ class Channel:
         self._scheduled = False
         self._sent = self._acked = self._received = self._acked_by_us = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._resuming = 0  # woken, and about to send
         self._sinks: dict[int, Sink] = {}
         self._opening: dict[int, FrameReader] = {}
         self._sources: dict[int, Source] = {}
-        self._queued: list[Source] = []
+        self._bodies: deque[Body] = deque()  # wait for a place
+        self._sending: dict[int, int] = {}  # streams of bodies and the bytes they may queue
+        self._sending_bytes = 0
+        self._receiving: dict[Receiver, None] = {}
+        self._delayed: deque[Receiver] = deque()  # arriving bodies that wait for credit
         self.send(m.Hello(m.VERSION, config.stream_window, config.max_streams_per_peer))
 
     # ---------------------------------------------------------------- control
@@ -111,9 +138,17 @@ class Channel:
             self._loop.call_soon(self._flush)
 
     @property
+    def _unacknowledged(self) -> int:
+        return self._sent + len(self._out) - self._acked
+
+    @property
     def is_full(self) -> bool:
         """Whether the control plane is behind: call `room` before sending more."""
-        return bool(self._waiting) or self._sent - self._acked > CONTROL_WINDOW
+        return bool(
+            self._sent + len(self._out) - self._acked > CONTROL_WINDOW
+            or self._waiting
+            or self._resuming
+        )
 
     async def room(self) -> None:
         """Wait, first come first served, until the control plane has caught up.
@@ -129,22 +164,28 @@ class Channel:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
             else:
-                self._wake()
+                self._resuming -= 1
+                self._loop.call_soon(self._wake)  # once this one has sent
         if self.error is not None:
             raise LinkLostError(str(self.error))
 
     def _wake(self) -> None:
-        while self._waiting and (
-            self.error is not None or self._sent - self._acked <= CONTROL_WINDOW
+        while (
+            self._waiting
+            and not self._resuming
+            and (self.error is not None or self._unacknowledged <= CONTROL_WINDOW)
         ):
             waiter = self._waiting.popleft()
+            self._resuming += 1
             if not waiter.done():
                 waiter.set_result(None)
-                return  # the next one is woken once this one has sent
 
     def _flush(self) -> None:
         self._scheduled = False
         if self.error is not None or self._control < 0 or not self._out:
+            return
+        if self._unacknowledged > CONTROL_LIMIT:
+            self._broken(FrameError("the other end takes nothing in"))
             return
         out, self._out = self._out, bytearray()
         self._sent += len(out)
@@ -171,15 +212,37 @@ class Channel:
         return stream
 
     def close_source(self, stream: int, *, reset: int | None = None) -> None:
-        """The stream has been written to its end, or is given up."""
-        if self._sources.pop(stream, None) is not None and reset is not None:
-            if self.error is None:
-                self.link.reset_stream(stream, reset)
+        """The stream has been written to its end, or is given up with a reset."""
+        if self._sources.pop(stream, None) is None:
+            return
+        if reset is not None and self.error is None:
+            self.link.reset_stream(stream, reset)
+        self._free(stream)
 
     @property
-    def open_sources(self) -> int:
-        """Data streams being sent."""
-        return len(self._sources)
+    def has_place(self) -> bool:
+        """Whether one more data stream may be sent now."""
+        return len(self._sources) < min(self.peer_streams, self.config.max_streams_per_peer)
+
+    def start_body(self, body: Body) -> None:
+        """Start `body` when there is room: what waits in the link's queue is bounded."""
+        self._bodies.append(body)
+        self._start_bodies()
+
+    def _free(self, stream: int) -> None:
+        self._sending_bytes -= self._sending.pop(stream, 0)
+        self._start_bodies()
+
+    def _start_bodies(self) -> None:
+        while self._bodies and self.has_place and self.error is None:
+            body = self._bodies[0]
+            cost = min(body.nbytes, self.peer_window)
+            if self._sending and self._sending_bytes + cost > SENDING:
+                return
+            self._bodies.popleft()
+            if not body.is_over:
+                self._sending[body.start()] = cost
+                self._sending_bytes += cost
 
     # ---------------------------------------------------------- data, receiving
 
@@ -189,6 +252,28 @@ class Channel:
             self._sinks[stream] = _DISCARD
             if self.error is None:
                 self.link.stop_stream(stream, code)
+
+    def admit(self, receiver: Receiver) -> bool:
+        """Whether `receiver` may be given credit now; if not, `resume` is called later."""
+        if receiver in self._receiving:
+            return True
+        if len(self._receiving) < RECEIVING:
+            self._receiving[receiver] = None
+            return True
+        if receiver not in self._delayed:
+            self._delayed.append(receiver)
+        return False
+
+    def release(self, receiver: Receiver) -> None:
+        """`receiver` needs no more credit."""
+        if receiver in self._delayed:
+            self._delayed.remove(receiver)
+        if receiver in self._receiving:
+            del self._receiving[receiver]
+            if self._delayed:
+                following = self._delayed.popleft()
+                self._receiving[following] = None
+                following.resume()
 
     def stream_data(self, stream_id: int, data: bytes, end: bool) -> None:
         """See `LinkHandler`."""
@@ -221,6 +306,8 @@ class Channel:
             elif kind is m.Credit:
                 if (source := self._sources.get(message.stream)) is not None:
                     source.grant(message.limit)
+            elif kind is m.Taken:
+                self.close_source(message.stream)
             elif kind is m.Ack:
                 if not self._acked <= message.received <= self._sent:
                     raise FrameError("an acknowledgement of what was not sent")
@@ -258,7 +345,8 @@ class Channel:
             raise FrameError("data on a stream of ours")
         reader = self._opening.get(stream_id)
         if reader is None:
-            if len(self._sinks) + len(self._opening) >= 2 * self.config.max_streams_per_peer:
+            # Streams that were stopped count until their sender has heard of it.
+            if len(self._sinks) + len(self._opening) >= 4 * self.config.max_streams_per_peer:
                 raise FrameError("too many data streams at a time")
             reader = self._opening[stream_id] = FrameReader(HEADER_LIMIT)
         first = reader.feed_one(data)
@@ -299,6 +387,7 @@ class Channel:
             if self.error is None:
                 self.link.reset_stream(stream_id, code)
             source.stopped(code)
+            self._free(stream_id)
 
     # -------------------------------------------------------------------- end
 
@@ -310,6 +399,9 @@ class Channel:
         self._sinks.clear()
         self._opening.clear()
         self._sources.clear()
+        self._bodies.clear()
+        self._receiving.clear()
+        self._delayed.clear()
         self._wake()
         self._events.lost(error)
 

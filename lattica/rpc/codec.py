@@ -7,12 +7,22 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from lattica.config import MIB
 from lattica.errors import BadArgumentsError
 from lattica.identity import wire
 from lattica.rpc.buffers import Buffer
 from lattica.rpc.messages import MAX_BUFFERS
 
 NIL = msgspec.Raw(b"\xc0")
+MAX_SPILLED = 64 * MIB  # a message without its buffers; decoding takes many times its size
+ENCODE_ERRORS = (
+    msgspec.MsgspecError,
+    NotImplementedError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class Packed(NamedTuple):
@@ -43,17 +53,17 @@ class Encoder:
         """Encode `value`.
 
         Raises:
-            TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError:
-                it has no wire form.
+            ENCODE_ERRORS: it has no wire form.
         """
+        self._side = []  # what a value that failed to encode left behind
         self._room = self._message_limit // 2
         data = self._encode(value)
         side = self._side
         if not side and len(data) <= self._message_limit:
             return Packed(msgspec.Raw(data), (), False)
-        self._side = []
         spilled = len(data) > self._message_limit
         if spilled:
+            _check_spilled(len(data))
             side.insert(0, memoryview(data))
         if len(side) > MAX_BUFFERS:
             raise ValueError(f"{len(side)} large buffers beside one message; at most {MAX_BUFFERS}")
@@ -90,6 +100,7 @@ class Decoder:
             return self._decode(value)
         if spilled:
             value, views = views[0], views[1:]
+            _check_spilled(len(value))
         self._side, self._used = views, 0
         try:
             return self._decode(value)
@@ -108,6 +119,11 @@ class Decoder:
                 return Buffer(value)
             raise ValueError("a buffer is bytes")
         return wire.dec_hook(kind, value)
+
+
+def _check_spilled(size: int) -> None:
+    if size > MAX_SPILLED:
+        raise ValueError(f"a message of {size} bytes; large data goes into a Buffer")
 
 
 def convert_hook(kind: type[Any], value: Any) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from lattica.errors import FrameError, LatticaError, StreamTruncatedError
+from lattica.errors import BadResultError, FrameError, LatticaError, StreamTruncatedError
 from lattica.rpc import messages as m
 from lattica.rpc.channel import Channel
 from lattica.rpc.codec import Packed
@@ -179,7 +179,9 @@ class ItemReader:
         if isinstance(message, m.Item):
             total = sum(message.sizes)
             if total > self._channel.config.max_body:
-                raise FrameError(f"an item of {total} bytes")
+                self.fail(BadResultError(f"an item of {total} bytes is larger than max_body"))
+                self.abandon()
+                return b""
             if total:
                 self._item, self._item_bytes, self._missing = message, size + total, total
                 self._body = bytearray()

@@ -88,13 +88,20 @@ class Credit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     limit: Size
 
 
+class Taken(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=7):
+    """A body has arrived whole: its place is free for the next."""
+
+    stream: Id
+
+
 class Ack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=6):
     """Bytes of the control stream taken in so far."""
 
     received: Size
 
 
-Control = Hello | Call | Result | Failure | Cancel | Credit | Ack
+CallMessage = Call | Result | Failure | Cancel
+Control = Hello | Call | Result | Failure | Cancel | Credit | Ack | Taken
 
 
 class Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=0):

@@ -3,77 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import functools
 import math
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections import Counter
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from lattica.config import RpcConfig
-from lattica.errors import DeadlineError, FrameError, LinkError, LinkLostError
+from lattica.errors import LinkLostError
 from lattica.identity.keys import PeerId
 from lattica.link.interface import Link, LinkHandler, Links
-from lattica.rpc import messages as m
-from lattica.rpc.calls import Calls, OpenStream, Timer
-from lattica.rpc.channel import Channel, Sink
-from lattica.rpc.codec import Encoder
+from lattica.rpc.calls import OpenStream
+from lattica.rpc.dial import Dial
 from lattica.rpc.local import LocalCalls
 from lattica.rpc.methods import MethodSpec, methods_of
-from lattica.rpc.serving import Registry, Serving
+from lattica.rpc.registry import Registry
+from lattica.rpc.session import Session
+from lattica.rpc.stubs import Stub
+from lattica.rpc.timer import Timer
 
-log = logging.getLogger("lattica.rpc")
 T = TypeVar("T")
 
 
-class Session:
-    """Both sides of the calls on one link."""
-
-    def __init__(self, rpc: Rpc, link: Link) -> None:
-        self._rpc = rpc
-        self.link = link
-        config = rpc.config
-        encoder = Encoder(inline_limit=config.inline_limit, message_limit=config.max_frame // 2)
-        self.channel = Channel(link, config, self)
-        self.calls = Calls(self.channel, rpc._timer, encoder)
-        self.serving = Serving(self.channel, rpc._registry, rpc._timer, encoder, rpc._tasks)
-
-    def message(self, message: m.Call | m.Result | m.Failure | m.Cancel) -> None:
-        """See `Events`."""
-        kind = type(message)
-        if kind is m.Call:
-            self.serving.call(message)
-        elif kind is m.Result:
-            self.calls.result(message)
-        elif kind is m.Failure:
-            self.calls.failure(message)
-        else:
-            self.serving.cancel(message.call)
-
-    def claim(self, header: m.Header, stream: int) -> Sink | None:
-        """See `Events`."""
-        if isinstance(header, m.Body) and not header.of_result:
-            return self.serving.claim(header, stream)
-        return self.calls.claim(header, stream)
-
-    def flushed(self) -> None:
-        """See `Events`."""
-        self.calls.flushed()
-
-    def bad_frame(self, error: FrameError) -> None:
-        """See `Events`."""
-        self._rpc.counters["bad_frame"] += 1
-        log.warning("closing the link to %s: %s", self.link.remote.peer.short, error)
-
-    def lost(self, error: LinkError) -> None:
-        """See `Events`."""
-        self._rpc._forget(self)
-        self.calls.lost(error)
-        self.serving.lost()
-
-
 class Rpc:
-    """Calls between peers over their links. An async context manager; owns its handlers."""
+    """Calls between peers over their links. An async context manager; owns its handlers.
+
+    Attributes:
+        links: the links underneath.
+        counters: refusals and drops, as `refused:permission` or `bad_frame`.
+    """
 
     def __init__(self, links: Links, *, config: RpcConfig | None = None, name: str = "") -> None:
         """`name` is this peer's, as errors tell it."""
@@ -83,8 +42,8 @@ class Rpc:
         self.counters: Counter[str] = Counter()
         self._registry = Registry(self.counters)
         self._specs: dict[type[Any], dict[str, MethodSpec]] = {}
-        self._sessions: dict[PeerId, Session] = {}
-        self._dials: dict[PeerId, _Dial] = {}
+        self._sessions: dict[int, Session] = {}  # by the id() of its link
+        self._dials: dict[PeerId, Dial] = {}
         self._local = LocalCalls(self._registry, links.local, self.name)
         self._tasks: asyncio.TaskGroup
         self._timer: Timer
@@ -116,6 +75,11 @@ class Rpc:
             dial.cancel()
         try:
             await self._tasks.__aexit__(kind, error, traceback)
+        except BaseExceptionGroup as group:
+            # The body's own error is not this task group's to wrap.
+            if error is not None and group.exceptions == (error,):
+                return
+            raise
         finally:
             self._timer.close()
 
@@ -143,21 +107,24 @@ class Rpc:
     ) -> T:
         """The service `name` of `peer`, typed as `service`.
 
-        Calls connect on demand. `timeout` (seconds, math.inf for none) bounds each call,
-        connecting included; `stream_timeout` bounds a whole item stream (default: none).
+        Calls connect on demand. `timeout` (seconds, `math.inf` for none) bounds each call
+        with its connecting, and the connecting of a stream; `stream_timeout` bounds a
+        stream from its first step to its last item (default: no bound).
         """
+        if timeout is None:
+            timeout = self.config.default_timeout
+        if stream_timeout is None:
+            stream_timeout = math.inf
         stub = Stub(
-            self,
-            peer,
-            name,
+            f"{name} of {peer.short}",
             self._methods(service),
-            self.config.default_timeout if timeout is None else timeout,
-            math.inf if stream_timeout is None else stream_timeout,
+            functools.partial(self._unary, peer, name, timeout),
+            functools.partial(self._stream, peer, name, timeout, stream_timeout),
         )
         return cast(T, stub)
 
     def stats(self) -> dict[str, dict[str, int]]:
-        """Per served method: calls, errors, and those running now."""
+        """Of each method served here: calls so far, errors among them, and those running."""
         return {
             f"{service}.{name}": {
                 "calls": handler.calls,
@@ -170,8 +137,41 @@ class Rpc:
 
     def __repr__(self) -> str:
         services = ", ".join(sorted(self._registry.services))
-        waiting = sum(len(session.calls) for session in self._sessions.values())
-        return f"Rpc({self.name}, serves [{services}], {len(self._sessions)} links, {waiting} calls out)"
+        out = sum(len(session.calls) for session in self._sessions.values())
+        return f"Rpc({self.name}: [{services}], {len(self._sessions)} links, {out} calls out)"
+
+    # ------------------------------------------------------------------ calls
+
+    async def _unary(
+        self, peer: PeerId, name: str, timeout: float, spec: MethodSpec, arguments: Any
+    ) -> Any:
+        self._check_running()
+        deadline = self._timer.now() + timeout
+        if peer == self.local:
+            return await self._local.call(name, spec, arguments, deadline)
+        session = self._find(peer) or await self._connect(peer, deadline)
+        return await session.calls.call(name, spec, arguments, deadline)
+
+    async def _stream(
+        self,
+        peer: PeerId,
+        name: str,
+        timeout: float,
+        stream_timeout: float,
+        spec: MethodSpec,
+        arguments: Any,
+    ) -> OpenStream | AsyncGenerator[Any, None]:
+        self._check_running()
+        now = self._timer.now()
+        deadline = now + stream_timeout
+        if peer == self.local:
+            return self._local.stream(name, spec, arguments, deadline)
+        session = self._find(peer) or await self._connect(peer, min(deadline, now + timeout))
+        return await session.calls.start_stream(name, spec, arguments, deadline)
+
+    def _check_running(self) -> None:
+        if not self._running:
+            raise LinkLostError("this Rpc is not running: use `async with`")
 
     # --------------------------------------------------------------- sessions
 
@@ -182,224 +182,36 @@ class Rpc:
         return specs
 
     def _accept(self, link: Link) -> LinkHandler:
-        session = Session(self, link)
-        if self._running:
-            self._sessions[link.remote.peer] = session
-        else:
+        session = self._sessions[id(link)] = Session(
+            link, self.config, self._registry, self._timer, self._tasks, self._forget
+        )
+        if not self._running:
             session.channel.link_lost(LinkLostError("this peer is shutting down"))
+            link.close("this peer is shutting down")
         return session.channel
 
     def _forget(self, session: Session) -> None:
-        if self._sessions.get(session.link.remote.peer) is session:
-            del self._sessions[session.link.remote.peer]
+        self._sessions.pop(id(session.link), None)
 
     def _find(self, peer: PeerId) -> Session | None:
         """The session that can be used at once, unless calls made earlier wait for it."""
         if peer in self._dials:
             return None
-        session = self._sessions.get(peer)
-        return session if session is not None and session.link.is_open else None
+        link = self.links.find(peer)
+        return None if link is None else self._sessions.get(id(link))
 
     async def _connect(self, peer: PeerId, deadline: float) -> Session:
-        if not self._running:
-            raise LinkLostError("this Rpc is not running")
         dial = self._dials.get(peer)
         if dial is None:
-            dial = self._dials[peer] = _Dial(self, peer)
-        return await dial.wait(deadline)
-
-
-class _Dial:
-    """Calls that wait for a link, let through in the order they were made."""
-
-    def __init__(self, rpc: Rpc, peer: PeerId) -> None:
-        self._rpc = rpc
-        self._peer = peer
-        self._waiters: deque[asyncio.Future[None]] = deque()
-        self._error: LinkError | None = None
-        self._done = False
-        self._task = rpc._tasks.create_task(self._run())
-
-    def cancel(self) -> None:
-        """The Rpc is shutting down."""
-        self._task.cancel()
-        self._finish(LinkLostError("this peer is shutting down"))
-
-    async def wait(self, deadline: float) -> Session:
-        """The session, once dialled.
-
-        Raises:
-            LinkError, DeadlineError.
-        """
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        if self._done and len(self._waiters) == 1:
-            waiter.set_result(None)
-        try:
-            async with asyncio.timeout_at(None if math.isinf(deadline) else deadline):
-                await waiter
-        except TimeoutError:
-            raise DeadlineError(f"no link to {self._peer.short} in time") from None
-        finally:
-            self._waiters.remove(waiter)
-            if self._done:
-                self._next()
-        if self._error is not None:
-            raise self._error.with_traceback(None)
-        session = self._rpc._sessions.get(self._peer)
+            dial = self._dials[peer] = Dial(
+                self.links, peer, self._tasks, lambda: self._undial(peer, dial)
+            )
+        link = await dial.wait(deadline)
+        session = self._sessions.get(id(link))
         if session is None:
-            raise LinkLostError(f"the link to {self._peer.short} was lost at once")
+            raise LinkLostError(f"the link to {peer.short} was lost at once")
         return session
 
-    async def _run(self) -> None:
-        try:
-            await self._rpc.links.connect(self._peer)
-        except LinkError as error:
-            self._finish(error)
-        else:
-            self._finish(None)
-
-    def _finish(self, error: LinkError | None) -> None:
-        if not self._done:
-            self._done, self._error = True, error
-            self._next()
-
-    def _next(self) -> None:
-        if not self._waiters:
-            if self._rpc._dials.get(self._peer) is self:
-                del self._rpc._dials[self._peer]
-            if not self._task.done() and self._done:
-                return
-        elif not self._waiters[0].done():
-            self._waiters[0].set_result(None)
-
-
-class Stub:
-    """A peer's service: attributes are its methods."""
-
-    def __init__(
-        self,
-        rpc: Rpc,
-        peer: PeerId,
-        name: str,
-        specs: dict[str, MethodSpec],
-        timeout: float,
-        stream_timeout: float,
-    ) -> None:
-        self._rpc = rpc
-        self._peer = peer
-        self._name = name
-        self._specs = specs
-        self._timeout = timeout
-        self._stream_timeout = stream_timeout
-
-    def __getattr__(self, attribute: str) -> Any:
-        spec = self._specs.get(attribute)
-        if spec is None:
-            raise AttributeError(f"{self._name!r} has no method {attribute!r}")
-        call = StreamMethod(self, spec) if spec.is_stream else UnaryMethod(self, spec)
-        self.__dict__[attribute] = call  # found without this detour from now on
-        return call
-
-    def __repr__(self) -> str:
-        return f"Stub({self._name} of {self._peer.short})"
-
-
-class UnaryMethod:
-    """One method of a stub that returns one value."""
-
-    __slots__ = ("_spec", "_stub")
-
-    def __init__(self, stub: Stub, spec: MethodSpec) -> None:
-        self._stub = stub
-        self._spec = spec
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
-        arguments = self._spec.bind(args, kwargs)
-        return self._call(arguments)
-
-    async def _call(self, arguments: Any) -> Any:
-        stub = self._stub
-        rpc = stub._rpc
-        deadline = rpc._timer.now() + stub._timeout
-        if stub._peer == rpc.local:
-            return await rpc._local.call(stub._name, self._spec, arguments, deadline)
-        session = rpc._find(stub._peer)
-        if session is None:
-            session = await rpc._connect(stub._peer, deadline)
-        return await session.calls.call(stub._name, self._spec, arguments, deadline)
-
-
-class StreamMethod:
-    """One method of a stub that returns items."""
-
-    __slots__ = ("_spec", "_stub")
-
-    def __init__(self, stub: Stub, spec: MethodSpec) -> None:
-        self._stub = stub
-        self._spec = spec
-
-    def __call__(self, *args: Any, **kwargs: Any) -> ItemStream:
-        return ItemStream(self._open, self._spec.bind(args, kwargs))
-
-    async def _open(self, arguments: Any) -> OpenStream | AsyncIterator[Any]:
-        stub = self._stub
-        rpc = stub._rpc
-        deadline = rpc._timer.now() + stub._stream_timeout
-        if stub._peer == rpc.local:
-            return rpc._local.stream(stub._name, self._spec, arguments, deadline)
-        session = rpc._find(stub._peer)
-        if session is None:
-            session = await rpc._connect(
-                stub._peer, min(deadline, rpc._timer.now() + stub._timeout)
-            )
-        return await session.calls.start_stream(stub._name, self._spec, arguments, deadline)
-
-
-class ItemStream:
-    """Items of a call, an async iterator. The call starts with the first `__anext__`.
-
-    Dropping it, or `aclose()`, cancels the handler.
-    """
-
-    def __init__(
-        self, start: Callable[[Any], Awaitable[OpenStream | AsyncIterator[Any]]], arguments: Any
-    ) -> None:
-        self._start = start
-        self._arguments = arguments
-        self._source: OpenStream | AsyncIterator[Any] | None = None
-        self._ended = False
-
-    def __aiter__(self) -> ItemStream:
-        return self
-
-    async def __anext__(self) -> Any:
-        if self._ended:
-            raise StopAsyncIteration
-        try:
-            if self._source is None:
-                self._source = await self._start(self._arguments)
-            if isinstance(self._source, OpenStream):
-                return await self._source.next()
-            return await self._source.__anext__()
-        except BaseException:
-            # As in an async generator, whatever ends one step ends the stream.
-            self._ended = True
-            if isinstance(self._source, OpenStream):
-                self._source.close()
-            raise
-
-    async def aclose(self) -> None:
-        """Want no more items; the handler is cancelled."""
-        self._ended = True
-        if isinstance(self._source, OpenStream):
-            self._source.close()
-        elif self._source is not None:
-            await cast(Any, self._source).aclose()
-
-    def __del__(self) -> None:
-        if isinstance(self._source, OpenStream):
-            self._source.close()
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        raise TypeError("an item stream is read with `async for`, not awaited")
+    def _undial(self, peer: PeerId, dial: Dial | None) -> None:
+        if self._dials.get(peer) is dial:
+            del self._dials[peer]

@@ -9,6 +9,7 @@ from types import TracebackType
 from lattica.config import RpcConfig
 from lattica.identity import grants
 from lattica.identity.keys import Identity
+from lattica.identity.signed import Signed
 from lattica.link.memory import MemoryLinks, MemoryNetwork
 from lattica.rpc import Rpc
 
@@ -27,7 +28,7 @@ class Mesh:
 
     def _peer(self, name: str, scopes: tuple[str, ...]) -> Rpc:
         identity, mesh = Identity.generate(), self.authority.peer_id
-        chain = ()
+        chain: tuple[Signed, ...] = ()
         if scopes:
             chain = (
                 grants.issue(

@@ -1,0 +1,78 @@
+"""Both sides of the calls on one link."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from lattica.config import RpcConfig
+from lattica.errors import FrameError, LinkError
+from lattica.link.interface import Link
+from lattica.rpc import messages as m
+from lattica.rpc.calls import Calls
+from lattica.rpc.channel import Channel, Sink
+from lattica.rpc.codec import Encoder
+from lattica.rpc.registry import Registry
+from lattica.rpc.serving import Serving
+from lattica.rpc.timer import Timer
+
+log = logging.getLogger("lattica.rpc")
+
+
+class Session:
+    """Implements the channel's `Events`."""
+
+    def __init__(
+        self,
+        link: Link,
+        config: RpcConfig,
+        registry: Registry,
+        timer: Timer,
+        tasks: asyncio.TaskGroup,
+        forget: Callable[[Session], None],
+    ) -> None:
+        """`forget` is called once, when the link is gone."""
+        self.link = link
+        self._registry = registry
+        self._forget = forget
+        encoder = Encoder(inline_limit=config.inline_limit, message_limit=config.max_frame // 2)
+        self.channel = Channel(link, config, self)
+        self.calls = Calls(self.channel, timer, encoder)
+        self.serving = Serving(self.channel, registry, timer, encoder, tasks)
+
+    def message(self, message: m.CallMessage) -> None:
+        """See `Events`."""
+        if isinstance(message, m.Call):
+            self.serving.call(message)
+        elif isinstance(message, m.Result):
+            self.calls.result(message)
+        elif isinstance(message, m.Failure):
+            self.calls.failure(message)
+        else:
+            self.serving.cancel(message.call)
+
+    def claim(self, header: m.Header, stream: int) -> Sink | None:
+        """See `Events`."""
+        if isinstance(header, m.Body) and not header.of_result:
+            return self.serving.claim(header, stream)
+        return self.calls.claim(header, stream)
+
+    def flushed(self) -> None:
+        """See `Events`."""
+        self.calls.flushed()
+
+    def bad_frame(self, error: FrameError) -> None:
+        """See `Events`."""
+        self._registry.counters["bad_frame"] += 1
+        log.warning("closing the link to %s: %s", self.link.remote.peer.short, error)
+
+    def lost(self, error: LinkError) -> None:
+        """See `Events`."""
+        self._forget(self)
+        self.calls.lost(error)
+        self.serving.lost()
+
+    def __repr__(self) -> str:
+        peer = self.link.remote.peer.short
+        return f"Session({peer}, {len(self.calls)} calls out, {len(self.serving)} in)"
