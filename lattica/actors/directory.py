@@ -1,0 +1,127 @@
+"""Which peers there are: capability records from the DHT, and links to those that live."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from lattica.actors.messages import NodeInfo
+from lattica.clock import Clock
+from lattica.dht import Dht, dht_key
+from lattica.errors import LatticaError, UnknownPeerError
+from lattica.identity.keys import PeerId
+from lattica.link.interface import Link
+from lattica.rpc import Rpc
+
+NODE = "node"
+MAX_AGE = 1.0  # seconds a listing is good for
+DEAD_FOR = 3.0  # seconds a peer that did not answer is left alone
+DIALS = 16  # at a time
+
+log = logging.getLogger("lattica.actors")
+
+
+class Directory:
+    """Finds peers and their records; remembers for a moment who did not answer."""
+
+    def __init__(self, rpc: Rpc, dht: Dht, mesh: PeerId, clock: Clock) -> None:
+        self._rpc = rpc
+        self._dht = dht
+        self._clock = clock
+        self._key = dht_key("nodes", mesh)
+        self._nodes: list[NodeInfo] = []
+        self._read_at = float("-inf")
+        self._reading: asyncio.Lock = asyncio.Lock()
+        self._dead: dict[PeerId, float] = {}
+        self.own_node: Callable[[], NodeInfo] | None = None
+        dht.register_kind(NODE, NodeInfo, check=lambda author, _, node: node.peer == author)
+
+    async def nodes(self, max_age: float = MAX_AGE) -> list[NodeInfo]:
+        """Records of peers that are not known to be gone, this peer's own first."""
+        async with self._reading:
+            if self._clock.monotonic() - self._read_at > max_age:
+                await self._read()
+        return self._present()
+
+    async def live(self) -> list[NodeInfo]:
+        """As `nodes`, but each one has just been reached."""
+        listed = await self.nodes(0.0)
+        gate = asyncio.Semaphore(DIALS)
+
+        async def answers(node: NodeInfo) -> bool:
+            async with gate:
+                return await self.is_alive(node.peer)
+
+        alive = await asyncio.gather(*map(answers, listed))
+        return [node for node, answered in zip(listed, alive, strict=True) if answered]
+
+    async def is_alive(self, peer: PeerId) -> bool:
+        """Whether a link to the peer exists or can be made."""
+        if peer == self._rpc.local:
+            return True
+        try:
+            await self.reach(peer)
+        except LatticaError:
+            self.mark_dead(peer)
+            return False
+        return True
+
+    async def reach(self, peer: PeerId) -> Link:
+        """A link to a peer, whose addresses are looked up if they are not known.
+
+        Raises:
+            LinkError: there is none to be had.
+        """
+        link = self._rpc.links.find(peer)
+        if link is not None:
+            return link
+        for node in self._nodes:
+            if node.peer == peer:
+                self._rpc.links.learn(peer, node.addresses)
+        try:
+            return await self._rpc.links.connect(peer)
+        except UnknownPeerError:
+            if await self._dht.find_peer(peer) is None:
+                raise
+            return await self._rpc.links.connect(peer)
+
+    def mark_dead(self, peer: PeerId) -> None:
+        """Leave a peer alone for a while: it did not answer."""
+        self._dead[peer] = self._clock.monotonic() + DEAD_FOR
+
+    def name_of(self, peer: PeerId) -> str:
+        """A peer's name for people."""
+        if (link := self._rpc.links.find(peer)) is not None and link.remote.name:
+            return link.remote.name
+        for node in self._present():
+            if node.peer == peer and node.name:
+                return node.name
+        return peer.short
+
+    def rtts(self) -> dict[PeerId, float]:
+        """Round-trip times in seconds, by peer, of the links that there are."""
+        found = {link.remote.peer: link.rtt for link in self._rpc.links.current()}
+        found[self._rpc.local] = 0.0
+        return found
+
+    async def _read(self) -> None:
+        try:
+            found = await self._dht.get(self._key, NODE, NodeInfo)
+        except LatticaError as error:
+            log.warning("the capability records could not be read: %s", error)
+            return
+        finally:
+            self._read_at = self._clock.monotonic()
+        self._nodes = [record.value for record in found if record.author == record.value.peer]
+
+    def _present(self) -> list[NodeInfo]:
+        now = self._clock.monotonic()
+        self._dead = {peer: until for peer, until in self._dead.items() if until > now}
+        linked = {link.remote.peer for link in self._rpc.links.current()}
+        others = [
+            node
+            for node in self._nodes
+            if node.peer != self._rpc.local and (node.peer in linked or node.peer not in self._dead)
+        ]
+        return [*([self.own_node()] if self.own_node is not None else []), *others]
