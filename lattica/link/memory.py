@@ -44,7 +44,8 @@ class MemoryNetwork:
 
     def reachable(self, one: PeerId, other: PeerId) -> bool:
         """Whether the pair can connect."""
-        return other in self.members and frozenset((one, other)) not in self._cut
+        here = one in self.members and other in self.members  # who has left dials nobody
+        return here and frozenset((one, other)) not in self._cut
 
 
 class MemoryLink:
