@@ -35,6 +35,7 @@ from lattica.link.refusals import CloseCode, DuplicateLinkError
 from lattica.path.interface import Path, VirtualAddress
 
 TICK = 0.1  # seconds between looks at the clocks, at most
+MAX_UNORDERED = 32 * 1024 * 1024  # bytes a link holds because something before them is missing
 
 
 class Endpoint:
@@ -337,6 +338,7 @@ class Endpoint:
             is_client=is_client,
             certificate=self._certificate,
             datagram=max(header.MIN_INITIAL, limit),
+            max_unordered=MAX_UNORDERED,
         )
 
     def _stray(self, connection_id: bytes) -> None:

@@ -25,7 +25,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_data: int = 16 * 1024 * 1024
     max_stream_data: int = 4 * 1024 * 1024
     max_streams: int = 1024  # open at once, of each kind, by the other end
-    max_unordered: int = 32 * 1024 * 1024  # held because something before it is missing
+    max_unordered: int = 32 * 1024 * 1024  # held because something before them is missing
 
 
 class EngineSink(Protocol):
