@@ -1,0 +1,103 @@
+"""Where a model's files come from: a folder on this machine, or blocks of the mesh."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+
+from serving.errors import ModelDirError, WeightsError
+from serving.loading import ModelFolder, is_weight_file
+from serving.ports import MeshPeer
+from serving.roster import Roster
+from serving.span import Span
+
+FIND_TIMEOUT = 10.0  # seconds for the roster to arrive and name the model
+
+
+class ModelSource:
+    """One model, by folder or by name."""
+
+    def __init__(
+        self,
+        peer: MeshPeer,
+        source: Path | str,
+        directory: Path,
+        *,
+        name: str | None = None,
+        by_name: bool = False,
+    ) -> None:
+        """`directory`: where fetched files go. `by_name`: `source` is a name, never a path.
+
+        Raises:
+            ModelDirError: `source` is written as a path and there is no such folder.
+        """
+        self._peer = peer
+        self._directory = directory
+        is_path = isinstance(source, Path) or (not by_name and _is_path(source))
+        self._own = Path(source) if is_path else None
+        if self._own is not None and not self._own.is_dir():
+            raise ModelDirError(
+                f"there is no model directory {self._own}; give the path of a folder with "
+                "config.json and *.safetensors, or the name of a model that the mesh serves"
+            )
+        self.name = name or (self._own.resolve().name if self._own else str(source))
+        self.manifest = ""
+        self.provided: Counter[str] = Counter()  # bytes fetched, by the provider's PeerId
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the files were here from the start."""
+        return self._own is not None
+
+    async def open(self, roster: Roster) -> ModelFolder:
+        """The folder, complete but for weights that are not here yet.
+
+        Raises:
+            ModelDirError, WeightsError, UnsupportedModelError: see `ModelFolder`.
+            UnknownModelError: the mesh has no model of that name.
+            BlockMissingError: nobody has its files any more.
+        """
+        if self._own is not None:
+            folder = await anyio.to_thread.run_sync(ModelFolder, self._own)
+            absent = set(folder.weight_files()) - set(folder.present_weights())
+            if absent:
+                raise WeightsError(f"{self._own} lacks {', '.join(sorted(absent))}")
+            self.manifest = await self._peer.blocks.add(self._own)
+            return folder
+        claim = await roster.find_model(self.name, FIND_TIMEOUT)
+        self.manifest = claim.manifest
+        manifest = await self._peer.blocks.manifest(self.manifest)
+        self._files = [file.path for file in manifest.files]
+        await self._fetch([path for path in self._files if not is_weight_file(path)])
+        return await anyio.to_thread.run_sync(ModelFolder, self._target)
+
+    async def fetch_weights(self, folder: ModelFolder, span: Span | None) -> dict[str, int]:
+        """Get the weight files of `span` (None: all). Returns bytes by provider so far."""
+        if self._own is None:
+            wanted = [path for path in self._files if is_weight_file(path)]
+            if folder.has_index:
+                wanted = folder.weight_files(span)
+            await self._fetch(wanted)
+        return dict(self.provided)
+
+    @property
+    def _target(self) -> Path:
+        name = f"{self.name}-{self.manifest[:12]}"
+        return self._directory / re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".")
+
+    async def _fetch(self, files: list[str]) -> None:
+        if files:
+            await self._peer.blocks.fetch(
+                self.manifest, self._target, files=files, progress=self._count
+            )
+
+    def _count(self, *args: Any) -> None:
+        """Placeholder."""
+
+
+def _is_path(source: str) -> bool:
+    return "/" in source or source in (".", "..") or Path(source).is_dir()

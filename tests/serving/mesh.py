@@ -1,0 +1,189 @@
+"""A mesh in one process: real RPC over in-memory links; roster and blocks by reference."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import msgspec
+
+from lattica.errors import BlockMissingError
+from lattica.identity import grants
+from lattica.identity.grants import Membership, issue
+from lattica.identity.keys import Identity, PeerId
+from lattica.link.memory import MemoryLinks, MemoryNetwork
+from lattica.rpc import Rpc
+
+S = TypeVar("S")
+
+
+class SharedDocument:
+    """A document that every peer of the test sees at once."""
+
+    def __init__(self) -> None:
+        self._maps: dict[str, SharedMap] = {}
+        self._waiting: list[anyio.Event] = []
+
+    def map(self, name: str) -> SharedMap:
+        """One of its maps."""
+        return self._maps.setdefault(name, SharedMap(self))
+
+    async def changed(self) -> None:
+        """Wait for the next change."""
+        event = anyio.Event()
+        self._waiting.append(event)
+        await event.wait()
+
+    def notify(self) -> None:
+        """Wake those that wait."""
+        waiting, self._waiting = self._waiting, []
+        for event in waiting:
+            event.set()
+
+
+class SharedMap:
+    """A map of a `SharedDocument`."""
+
+    def __init__(self, document: SharedDocument) -> None:
+        self._document = document
+        self._values: dict[str, Any] = {}
+
+    def items(self) -> Iterable[tuple[str, Any]]:
+        """All entries."""
+        return list(self._values.items())
+
+    def set(self, key: str, value: Any) -> None:
+        """Write an entry."""
+        self._values[key] = msgspec.json.decode(msgspec.json.encode(value))
+        self._document.notify()
+
+    def delete(self, key: str) -> None:
+        """Remove an entry."""
+        self._values.pop(key, None)
+        self._document.notify()
+
+
+class FakePeer:
+    """What `lattica.peer.Peer` is to serving."""
+
+    def __init__(self, mesh: Mesh, name: str) -> None:
+        self.identity = Identity.generate()
+        self.name = name
+        self.mesh = mesh
+        chain = issue(
+            mesh.authority,
+            mesh=mesh.authority.peer_id,
+            subject=self.identity.peer_id,
+            scopes=grants.MEMBER,
+            expires=2e9,
+        )
+        membership = Membership(mesh.authority.peer_id, (chain,))
+        self.links = MemoryLinks(mesh.network, self.identity, membership, name=name)
+        self.rpc = Rpc(self.links, name=name)
+        self.blocks = mesh.blocks(self.identity.peer_id)
+
+    @property
+    def id(self) -> PeerId:
+        """Its PeerId."""
+        return self.identity.peer_id
+
+    def client(self, peer: PeerId, service: type[S], name: str, *, timeout: float = 30.0) -> S:
+        """A stub."""
+        return self.rpc.client(peer, service, name, timeout=timeout)
+
+    def serve(self, name: str, service: object) -> None:
+        """Offer a service."""
+        self.rpc.register(name, service)
+
+    async def document(self, name: str) -> SharedDocument:
+        """The document of that name."""
+        return self.mesh.documents.setdefault(name, SharedDocument())
+
+    def die(self) -> None:
+        """As `kill -9` looks from outside: every link is lost, nothing is said."""
+        self.links.leave()
+
+
+class Mesh:
+    """The peers of one test."""
+
+    def __init__(self, latency: float = 0.0) -> None:
+        self.network = MemoryNetwork(latency=latency)
+        self.authority = Identity.generate()
+        self.documents: dict[str, SharedDocument] = {}
+        self.folders: dict[str, Path] = {}
+        self.holders: dict[str, PeerId] = {}
+        self._stack: AsyncExitStack
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Mesh]:
+        """For as long as the test lasts."""
+        async with AsyncExitStack() as stack:
+            self._stack = stack
+            yield self
+
+    async def peer(self, name: str) -> FakePeer:
+        """One more peer."""
+        peer = FakePeer(self, name)
+        await self._stack.enter_async_context(peer.rpc)
+        return peer
+
+    async def enter(self, manager: Any) -> Any:
+        """Keep a context open until the mesh ends."""
+        return await self._stack.enter_async_context(manager)
+
+    def blocks(self, me: PeerId) -> FakeBlocks:
+        """A peer's blocks."""
+        return FakeBlocks(self, me)
+
+
+class _File(msgspec.Struct):
+    path: str
+    size: int
+
+
+class _Manifest(msgspec.Struct):
+    files: list[_File]
+
+
+class FakeBlocks:
+    """Copies folders between the peers of a test."""
+
+    def __init__(self, mesh: Mesh, me: PeerId) -> None:
+        self._mesh = mesh
+        self._me = me
+        self.fetched: list[str] = []
+
+    async def add(self, path: Path) -> str:
+        """Add a folder."""
+        name = f"manifest-{path.resolve().name}"
+        self._mesh.folders[name] = path
+        self._mesh.holders[name] = self._me
+        return name
+
+    async def manifest(self, manifest_id: str) -> _Manifest:
+        """What files a folder has."""
+        folder = self._mesh.folders.get(manifest_id)
+        if folder is None:
+            raise BlockMissingError(f"no provider has {manifest_id}")
+        paths = sorted(path for path in folder.iterdir() if path.is_file())
+        return _Manifest([_File(path.name, path.stat().st_size) for path in paths])
+
+    async def fetch(
+        self,
+        manifest_id: str,
+        dest_dir: Path,
+        files: list[str] | None = None,
+        progress: Callable[..., None] | None = None,
+    ) -> Path:
+        """Copy files."""
+        dest_dir.mkdir(parents=True, exist_ok=True)
+        for file in (await self.manifest(manifest_id)).files:
+            if files is None or file.path in files:
+                shutil.copy(self._mesh.folders[manifest_id] / file.path, dest_dir / file.path)
+                self.fetched.append(file.path)
+        return dest_dir
