@@ -114,6 +114,8 @@ class Dht:
         traceback: TracebackType | None,
     ) -> bool | None:
         self._unsubscribe()
+        if self._serve:
+            self._rpc.unregister(SERVICE)
         tasks, self._tasks = self._tasks, None
         assert tasks is not None
         tasks.cancel_scope.cancel()
