@@ -32,6 +32,13 @@ QUICK = LinkConfig(
 )
 
 
+async def eventually(condition: Callable[[], object], timeout: float = 5.0) -> None:
+    """Wait for what announces itself to nobody."""
+    with anyio.fail_after(timeout):
+        while not condition():
+            await anyio.sleep(0.01)  # noqa: ASYNC110
+
+
 class Recorder:
     """A link handler that remembers; `until` waits for what a test is after."""
 
@@ -111,9 +118,7 @@ class Peer:
 
 def member(identity: Identity, *, expires: float = 4e9, mesh: Identity = MESH) -> Membership:
     """A membership with a direct grant of `CALL`."""
-    grant = issue(
-        mesh, mesh=mesh.peer_id, subject=identity.peer_id, scopes=[CALL], expires=expires
-    )
+    grant = issue(mesh, mesh=mesh.peer_id, subject=identity.peer_id, scopes=[CALL], expires=expires)
     return Membership(mesh.peer_id, (grant,))
 
 

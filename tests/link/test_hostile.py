@@ -15,7 +15,7 @@ from lattica.link.proof import Proof, Role
 from lattica.link.quic_link import EARLY_LIMIT
 from lattica.link.refusals import CloseCode
 from lattica.path.memory import MemoryPath, PacketNetwork
-from tests.link.helpers import ALICE, BOB, CAROL, MESH, QUICK, Cheat, Peer, peer
+from tests.link.helpers import ALICE, BOB, CAROL, MESH, QUICK, Cheat, Peer, eventually, peer
 
 pytestmark = pytest.mark.anyio
 
@@ -118,14 +118,10 @@ async def test_early_data_is_kept_for_the_handler_within_a_bound() -> None:
         cheat.say(b"early", stream_id)
         proof = honest(cheat)
         cheat.say(proof.hello())
-        with anyio.fail_after(5):
-            while not cheat.received:
-                await anyio.sleep(0.01)
+        await eventually(lambda: cheat.received)
         cheat.say(proof.confirm())
         cheat.say(b" bird", stream_id, end=True)
-        with anyio.fail_after(5):
-            while not bob.handlers:
-                await anyio.sleep(0.01)
+        await eventually(lambda: bob.handlers)
         await bob.handlers[0].until(lambda: bob.handlers[0].ended == [stream_id])
         assert bob.handlers[0].data[stream_id] == b"early bird"
 
@@ -148,9 +144,7 @@ async def test_bytes_on_the_links_own_stream_end_an_open_link() -> None:
         await cheat.dial("b:1")
         proof = honest(cheat)
         cheat.say(proof.hello())
-        with anyio.fail_after(5):
-            while not cheat.received:
-                await anyio.sleep(0.01)
+        await eventually(lambda: cheat.received)
         cheat.say(proof.confirm())
         cheat.say(b"and more")
         await cheat.until_closed()
@@ -218,9 +212,7 @@ async def test_random_datagrams_do_no_harm() -> None:
         await sender.send(*(os.urandom(length) for length in range(1, 1400, 7)))
         await sender.send(*(long_packet(1)[:40] + os.urandom(1300) for _ in range(5)))
         assert bob.handlers == []
-        with anyio.fail_after(QUICK.handshake_timeout + 2):
-            while bob.endpoint._all:
-                await anyio.sleep(0.05)
+        await eventually(lambda: not bob.endpoint._all, timeout=QUICK.handshake_timeout + 2)
         await check_alive(network, bob)
 
 
