@@ -52,6 +52,7 @@ class DhtConfig(msgspec.Struct, frozen=True, kw_only=True):
     stores_per_second: float = 64.0  # from one author, sustained
     store_burst: int = 512
     lookup_timeout: float = 15.0
+    greet_timeout: float = 8.0  # for a peer that this one joins through; it may be starting
     slow_query: float = 0.3  # an unanswered query then frees its place among the alpha
     suspect_for: float = 5.0  # a peer that did not answer is not asked again for so long
     refresh_every: float = 600.0
@@ -86,6 +87,13 @@ class ActorsConfig(msgspec.Struct, frozen=True, kw_only=True):
     worker_idle: float = 60.0
     object_lease: float = 60.0
     place_timeout: float = 20.0
+    preload: tuple[str, ...] = ()  # modules that every worker finds loaded
+    worker_env: tuple[str, ...] = ()  # names passed on to workers besides the harmless ones
+    worker_log: int = 1 * MIB  # of one worker's output, kept twice at most
+    idle_workers: int = 8
+    pipe_frame: int = 4 * 1024 * MIB  # largest message between host and worker
+    stream_window: int = 16  # items a generator may be ahead of its consumer
+    stop_grace: float = 1.0  # between asking a worker to end and killing it
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

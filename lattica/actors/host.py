@@ -1,0 +1,475 @@
+"""Runs other peers' tasks and actors: leases in, supervised processes out.
+
+An actor lives as long as its lease, and a lease ends when its owner has been gone for
+`lease_ttl`: actors are not detached from their owners.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter, OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+import anyio.abc
+import psutil
+
+from lattica.actors.core import Core
+from lattica.actors.host_actor import HostedActor
+from lattica.actors.host_calls import HostedCall
+from lattica.actors.host_runs import TaskRun
+from lattica.actors.host_service import HostService
+from lattica.actors.host_workers import LogListener, Workers
+from lattica.actors.leases import CPU, GPU, MEMORY, Lease, Ledger
+from lattica.actors.messages import (
+    ActorCall,
+    ActorId,
+    ActorSpec,
+    ActorState,
+    Failure,
+    LeaseId,
+    LeaseReply,
+    LeaseRequest,
+    NodeInfo,
+    ObjectId,
+    Outcome,
+    TaskId,
+    TaskSpec,
+    Value,
+)
+from lattica.actors.pool import Pool, WorkerKey
+from lattica.actors.worker_process import WorkerProcess
+from lattica.clock import Clock, SystemClock
+from lattica.config import ActorsConfig
+from lattica.errors import LeaseRefusedError
+from lattica.identity.keys import PeerId
+from lattica.link.interface import Link, Links
+
+_RETRY_AFTER = 0.1  # seconds
+_REMEMBERED = 1024  # dead actors whose cause of death is still known
+
+
+class HostRpc(Protocol):
+    """What a host needs of `lattica.rpc.Rpc`."""
+
+    @property
+    def local(self) -> PeerId:
+        """This peer."""
+        ...
+
+    @property
+    def links(self) -> Links:
+        """To see who is gone."""
+        ...
+
+    def register(self, name: str, service: object) -> None:
+        """Offer a service."""
+        ...
+
+
+class Host:
+    """Everything that runs here for the mesh."""
+
+    def __init__(
+        self,
+        rpc: HostRpc,
+        name: str,
+        resources: Mapping[str, float],
+        labels: Mapping[str, str],
+        core: Core,
+        log_dir: Path,
+        config: ActorsConfig | None = None,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        """`resources`: CPU, GPU, memory (bytes) and custom ones; this machine's by default."""
+        self._rpc = rpc
+        self.name = name
+        self._ledger = Ledger(_machine() | dict(resources), labels)
+        self._core = core
+        self._log_dir = log_dir
+        self._config = config or ActorsConfig()
+        self._clock = clock or SystemClock()
+        self._leases: dict[LeaseId, Lease] = {}
+        self._runs: dict[TaskId, TaskRun] = {}
+        self._calls: dict[TaskId, tuple[HostedActor, HostedCall]] = {}
+        self._actors: OrderedDict[ActorId, HostedActor] = OrderedDict()
+        self._gone: dict[PeerId, float] = {}  # when the last link to a peer was lost
+        self.counters: Counter[str] = Counter()
+        self._workers: Workers
+        self._pool: Pool
+        self._tasks: anyio.abc.TaskGroup
+
+    async def __aenter__(self) -> Host:
+        self._context = self._running()
+        await self._context.__aenter__()
+        return self
+
+    async def __aexit__(self, *details: object) -> None:
+        await self._context.__aexit__(*details)  # type: ignore[arg-type]
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as self._tasks:
+            self._workers = Workers(
+                self._rpc.local,
+                self.name,
+                self._core,
+                self._log_dir,
+                self._config,
+                self.counters,
+                self._tasks,
+            )
+            self._pool = Pool(
+                lambda key: self._workers.start(key, "task"),
+                self._clock,
+                max_idle=self._config.idle_workers,
+                idle_seconds=self._config.worker_idle,
+            )
+            unsubscribe = self._rpc.links.subscribe(self._on_link)
+            self._rpc.register("host", HostService(self))
+            self._tasks.start_soon(self._sweep)
+            try:
+                yield
+            finally:
+                unsubscribe()
+                for lease in tuple(self._leases.values()):
+                    self._end(lease, "its host is shutting down")
+                await self._workers.close()
+                self._tasks.cancel_scope.cancel()
+
+    @property
+    def forkserver_pid(self) -> int:
+        """Of the process that forks the workers."""
+        return self._workers.forker.pid
+
+    def worker_pids(self) -> list[int]:
+        """Of the living workers."""
+        return self._workers.pids()
+
+    def set_log_listener(self, listener: LogListener | None) -> None:
+        """Have `listener(worker_name, pid, line)` called for each line that workers print."""
+        self._workers.on_line = listener
+
+    def node_info(self, addresses: Sequence[str] = (), scopes: Sequence[str] = ()) -> NodeInfo:
+        """This host's capability record."""
+        total, available = self._ledger.total, self._ledger.available
+        cpus = total.get(CPU, 0.0)
+        return NodeInfo(
+            peer=self._rpc.local,
+            name=self.name,
+            addresses=tuple(addresses),
+            total=dict(total),
+            available=dict(available),
+            labels=dict(self._ledger.labels),
+            scopes=tuple(scopes),
+            load=1.0 - available.get(CPU, 0.0) / cpus if cpus else 0.0,
+            actors=sum(not actor.is_dead for actor in self._actors.values()),
+        )
+
+    # ------------------------------------------------------------------- leases
+
+    def lease(self, peer: PeerId, request: LeaseRequest) -> LeaseReply:
+        """Accept or decline; see `LeaseReply`."""
+        requirements = request.requirements
+        if requirements.peer is not None and requirements.peer != self._rpc.local:
+            return LeaseReply(None, f"{self.name} is not {requirements.peer.short}")
+        refusal = self._ledger.refusal(requirements)
+        if refusal is not None:
+            self.counters["lease:declined"] += 1
+            reason, later = refusal
+            return LeaseReply(None, f"{self.name}: {reason}", _RETRY_AFTER if later else 0.0)
+        gpus = self._ledger.take(requirements)
+        lease = Lease(peer, requirements, gpus, self._clock.monotonic())
+        self._leases[lease.id] = lease
+        self.counters["lease:granted"] += 1
+        return LeaseReply(lease.id)
+
+    def renew(self, peer: PeerId, lease_id: LeaseId) -> bool:
+        """Keep a lease; False: there is none."""
+        lease = self._leases.get(lease_id)
+        if lease is None or lease.peer != peer:
+            return False
+        lease.renewed = self._clock.monotonic()
+        return True
+
+    def release(self, peer: PeerId, lease_id: LeaseId) -> None:
+        """End a lease, and what runs on it."""
+        lease = self._leases.get(lease_id)
+        if lease is not None and lease.peer == peer:
+            self._end(lease, "its lease was released")
+
+    def _find(self, peer: PeerId, lease_id: LeaseId) -> Lease:
+        lease = self._leases.get(lease_id)
+        if lease is None or lease.peer != peer:
+            self.counters["refused:lease"] += 1
+            raise LeaseRefusedError(f"{self.name} knows no such lease of {peer.short}; it ran out")
+        lease.renewed = self._clock.monotonic()
+        return lease
+
+    def _end(self, lease: Lease, reason: str) -> None:
+        if lease.is_ended:
+            return
+        lease.is_ended = True
+        del self._leases[lease.id]
+        self._ledger.give_back(lease.requirements, lease.gpus)
+        if lease.actor is not None and (actor := self._actors.get(lease.actor)) is not None:
+            actor.kill(reason, no_restart=True)
+        for run in tuple(self._runs.values()):
+            if run.lease is lease:
+                run.abort(reason)
+        if lease.worker is not None and not lease.uses:
+            self._pool.give_back(self._key(lease), lease.worker)
+            lease.worker = None
+
+    def _on_link(self, link: Link, is_up: bool) -> None:
+        peer = link.remote.peer
+        if is_up:
+            self._gone.pop(peer, None)
+        elif any(lease.peer == peer for lease in self._leases.values()):
+            self._gone[peer] = self._clock.monotonic()
+
+    async def _sweep(self) -> None:
+        while True:
+            await anyio.sleep(self._config.lease_ttl / 4)
+            self.sweep()
+
+    def sweep(self) -> None:
+        """End the leases whose time is over."""
+        oldest = self._clock.monotonic() - self._config.lease_ttl
+        for lease in tuple(self._leases.values()):
+            lost = self._gone.get(lease.peer, -math.inf)
+            if lease.renewed >= oldest or lost >= oldest:
+                continue
+            if lease.peer in self._gone:
+                self.counters["lease:owner_gone"] += 1
+                self._end(lease, f"its owner {lease.peer.short} is gone")
+            elif not lease.uses and lease.actor is None:
+                self.counters["lease:unused"] += 1
+                self._end(lease, "its lease was not used")
+        held = {lease.peer for lease in self._leases.values()}
+        self._gone = {peer: lost for peer, lost in self._gone.items() if peer in held}
+        self._pool.trim()
+
+    # -------------------------------------------------------------------- tasks
+
+    async def run(self, peer: PeerId, lease_id: LeaseId, spec: TaskSpec) -> list[Outcome]:
+        """Run a task; one outcome per return.
+
+        Raises:
+            LeaseRefusedError: there is no such lease; the task did not run.
+        """
+        async with self._task_run(peer, lease_id, spec) as run:
+            return await run.outcomes()
+
+    async def run_stream(
+        self, peer: PeerId, lease_id: LeaseId, spec: TaskSpec
+    ) -> AsyncGenerator[Outcome, None]:
+        """Run a generator; an error is its last item.
+
+        Raises:
+            LeaseRefusedError: there is no such lease; the task did not run.
+        """
+        async with (
+            self._task_run(peer, lease_id, spec) as run,
+            aclosing(run.items()) as items,
+        ):
+            async for outcome in items:
+                yield outcome
+
+    @asynccontextmanager
+    async def _task_run(
+        self, peer: PeerId, lease_id: LeaseId, spec: TaskSpec
+    ) -> AsyncIterator[TaskRun]:
+        lease = self._find(peer, lease_id)
+        run = TaskRun(self, lease, spec)
+        self._runs[spec.task] = run
+        lease.uses += 1
+        try:
+            yield run
+        finally:
+            self._runs.pop(spec.task, None)
+            lease.uses -= 1
+            lease.renewed = self._clock.monotonic()
+            if lease.is_ended and not lease.uses and lease.worker is not None:
+                self._pool.give_back(self._key(lease), lease.worker)
+                lease.worker = None
+
+    async def worker_of(self, lease: Lease) -> WorkerProcess:
+        """The worker of a task lease.
+
+        Raises:
+            ActorsError: none could be started.
+        """
+        if lease.worker is None or not lease.worker.is_alive:
+            lease.worker = await self._pool.take(self._key(lease))
+        return lease.worker
+
+    async def arguments(self, refs: tuple[ObjectId, ...]) -> tuple[Value, ...] | Failure:
+        """The values of a call's `arg_refs`, or why there is none of one of them."""
+        if not refs:
+            return ()
+        # No deadline: arguments take as long as the tasks that make them. The owner cancels.
+        outcomes = await self._core.get(refs, None)
+        for outcome in outcomes:
+            if isinstance(outcome, Failure):
+                return outcome
+        return tuple(outcome for outcome in outcomes if isinstance(outcome, Value))
+
+    def failure(self, kind: str, message: str, *, may_have_run: bool) -> Failure:
+        """A failure that happened here."""
+        return Failure(
+            kind,  # type: ignore[arg-type]
+            message,
+            self._rpc.local,
+            self.name,
+            may_have_run=may_have_run,
+        )
+
+    @property
+    def config(self) -> ActorsConfig:
+        """Limits."""
+        return self._config
+
+    def _key(self, lease: Lease) -> WorkerKey:
+        requirements = lease.requirements
+        threads = max(1, math.floor(requirements.cpus))
+        return WorkerKey(lease.peer, requirements.memory, lease.gpus, threads)
+
+    # ------------------------------------------------------------------- actors
+
+    async def create_actor(
+        self, peer: PeerId, lease_id: LeaseId, spec: ActorSpec
+    ) -> Failure | None:
+        """Start an actor; None once it is constructed.
+
+        Raises:
+            LeaseRefusedError: there is no such lease; nothing ran.
+        """
+        lease = self._find(peer, lease_id)
+        if spec.actor in self._actors or lease.actor is not None:
+            return self.failure("refused", "the actor or its lease is in use", may_have_run=False)
+        lease.actor = spec.actor
+        try:
+            values = await self.arguments(spec.arg_refs)
+        except BaseException:
+            self._end(lease, "its creation was cancelled")
+            raise
+        if isinstance(values, Failure):
+            self._end(lease, values.message)
+            return values
+        if lease.is_ended:
+            raise LeaseRefusedError(f"the lease for {spec.class_name} ended before it began")
+        key = self._key(lease)
+        actor = HostedActor(
+            spec,
+            values,
+            peer=self._rpc.local,
+            peer_name=self.name,
+            start=lambda: self._workers.start(key, spec.class_name),
+            clock=self._clock,
+        )
+        self._actors[spec.actor] = actor
+        self._tasks.start_soon(self._run_actor, actor, lease)
+        try:
+            return await asyncio.shield(actor.created)
+        except BaseException:
+            actor.kill("its creation was cancelled", no_restart=True)
+            raise
+
+    async def _run_actor(self, actor: HostedActor, lease: Lease) -> None:
+        try:
+            await actor.run()
+        finally:
+            self._end(lease, actor.state.reason)
+            self._forget_old_actors()
+
+    def _forget_old_actors(self) -> None:
+        dead = [key for key, actor in self._actors.items() if actor.is_dead]
+        for key in dead[: max(0, len(dead) - _REMEMBERED)]:
+            del self._actors[key]
+
+    async def call(self, peer: PeerId, message: ActorCall) -> list[Outcome]:
+        """Call a method; one outcome per return."""
+        async with self._actor_call(peer, message) as call:
+            return await call.outcomes
+
+    async def call_stream(self, peer: PeerId, message: ActorCall) -> AsyncGenerator[Outcome, None]:
+        """Call a generator method; an error is its last item."""
+        async with self._actor_call(peer, message) as call:
+            assert call.stream is not None
+            while (item := await call.stream.next()) is not None:
+                yield item
+
+    @asynccontextmanager
+    async def _actor_call(self, peer: PeerId, message: ActorCall) -> AsyncIterator[HostedCall]:
+        call = HostedCall(peer, message, self._config.stream_window)
+        actor = self._actors.get(message.actor)
+        if actor is None:
+            reason = f"there is no such actor on {self.name}; the call did not run"
+            call.fail(self.failure("actor_died", reason, may_have_run=False))
+            yield call
+            return
+        self._calls[message.task] = (actor, call)
+        try:
+            # Enqueued before anything is awaited: handlers start in the order of the calls.
+            actor.enqueue(call, complete=not message.arg_refs)
+            if message.arg_refs and not call.is_finished:
+                self._tasks.start_soon(self._complete, actor, call)
+            yield call
+        finally:
+            self._calls.pop(message.task, None)
+            # Whoever asked is gone. What has begun goes on, for the sake of the actor's
+            # state; but a generator has nobody to generate for.
+            if not call.is_finished and not actor.withdraw(call) and call.stream is not None:
+                actor.stop(call)
+
+    async def _complete(self, actor: HostedActor, call: HostedCall) -> None:
+        values = await self.arguments(call.message.arg_refs)
+        if call.is_finished:
+            return
+        if isinstance(values, Failure):
+            if actor.withdraw(call):
+                call.fail(values)
+        else:
+            call.values = values
+            actor.complete(call)
+
+    def cancel(self, peer: PeerId, task: TaskId, *, force: bool) -> None:
+        """Interrupt a task or call of `peer`; `force` ends a task's process."""
+        if (run := self._runs.get(task)) is not None and run.lease.peer == peer:
+            run.cancel(force=force)
+        elif (found := self._calls.get(task)) is not None and found[1].caller == peer:
+            actor, call = found
+            if actor.withdraw(call):
+                reason = f"{call.message.method}() was cancelled before it began"
+                call.fail(self.failure("cancelled", reason, may_have_run=False))
+            else:
+                actor.stop(call)
+
+    def kill(self, actor: ActorId, *, no_restart: bool, by: str) -> None:
+        """End an actor's process, and the actor unless it may restart."""
+        if (found := self._actors.get(actor)) is not None:
+            found.kill(f"killed by {by}", no_restart=no_restart)
+
+    async def watch(self, actor: ActorId) -> AsyncGenerator[ActorState, None]:
+        """An actor's state now and after each change, until it is dead."""
+        found = self._actors.get(actor)
+        if found is None:
+            yield ActorState("dead", reason=f"there is no such actor on {self.name}")
+            return
+        async with aclosing(found.watch()) as states:
+            async for state in states:
+                yield state
+
+
+def _machine() -> dict[str, float]:
+    return {
+        CPU: float(psutil.cpu_count() or 1),
+        GPU: 0.0,
+        MEMORY: float(psutil.virtual_memory().total),
+    }

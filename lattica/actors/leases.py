@@ -1,0 +1,106 @@
+"""What a host has, what is taken, and by whose lease."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+
+from lattica.actors.messages import ActorId, LeaseId, Requirements
+from lattica.actors.worker_process import WorkerProcess
+from lattica.identity.keys import PeerId
+
+CPU, GPU, MEMORY = "CPU", "GPU", "memory"
+_DIGITS = 6  # amounts are rounded to a millionth, so that halves add up again
+
+
+def wanted(requirements: Requirements) -> dict[str, float]:
+    """The amounts that requirements take, by resource."""
+    amounts = {
+        CPU: requirements.cpus,
+        GPU: requirements.gpus,
+        MEMORY: float(requirements.memory),
+        **requirements.resources,
+    }
+    return {name: amount for name, amount in amounts.items() if amount}
+
+
+class Ledger:
+    """A host's resources and labels."""
+
+    def __init__(self, total: Mapping[str, float], labels: Mapping[str, str]) -> None:
+        self.total = dict(total)
+        self.available = dict(total)
+        self.labels = dict(labels)
+        self._gpus = [0.0] * int(self.total.get(GPU, 0.0))  # share taken of each
+
+    def refusal(self, requirements: Requirements) -> tuple[str, bool] | None:
+        """Why not, and whether a later time may be better; None: it fits."""
+        for name, value in requirements.labels.items():
+            if self.labels.get(name) != value:
+                return f"label {name}={value} is wanted, it is {self.labels.get(name)!r}", False
+        for name, amount in wanted(requirements).items():
+            if not 0 <= amount < float("inf"):
+                return f"{amount} of {name} is no amount", False
+            total = self.total.get(name, 0.0)
+            if amount > total:
+                return f"{_show(amount)} {name} wanted, it has {_show(total)}", False
+        for name, amount in wanted(requirements).items():
+            free = self.available[name]
+            if amount > free:
+                return (
+                    f"{_show(amount)} {name} wanted, "
+                    f"{_show(free)} of {_show(self.total[name])} free",
+                    True,
+                )
+        return None
+
+    def take(self, requirements: Requirements) -> tuple[int, ...]:
+        """Take what `refusal` found free; the indices of the GPUs to use."""
+        for name, amount in wanted(requirements).items():
+            self.available[name] = round(self.available[name] - amount, _DIGITS)
+        return self._take_gpus(requirements.gpus)
+
+    def give_back(self, requirements: Requirements, gpus: tuple[int, ...]) -> None:
+        """Undo `take`."""
+        for name, amount in wanted(requirements).items():
+            self.available[name] = round(self.available[name] + amount, _DIGITS)
+        share = min(1.0, requirements.gpus)
+        for index in gpus:
+            self._gpus[index] = round(self._gpus[index] - share, _DIGITS)
+
+    def _take_gpus(self, amount: float) -> tuple[int, ...]:
+        if amount <= 0:
+            return ()
+        share = min(1.0, amount)
+        count = max(1, int(amount))
+        # The fullest first among those with room, so that whole ones stay whole.
+        fitting = sorted(
+            (index for index, taken in enumerate(self._gpus) if taken + share <= 1.0),
+            key=lambda index: -self._gpus[index],
+        )[:count]
+        for index in fitting:
+            self._gpus[index] = round(self._gpus[index] + share, _DIGITS)
+        return tuple(fitting)
+
+
+class Lease:
+    """Resources promised to one peer."""
+
+    def __init__(
+        self, peer: PeerId, requirements: Requirements, gpus: tuple[int, ...], now: float
+    ) -> None:
+        self.id: LeaseId = os.urandom(16)
+        self.peer = peer
+        self.requirements = requirements
+        self.gpus = gpus
+        self.renewed = now  # when its owner was last heard of; seconds on the host's clock
+        self.uses = 0  # runs in progress
+        self.is_ended = False
+        self.lock = asyncio.Lock()  # one run at a time
+        self.worker: WorkerProcess | None = None  # of a task lease, between runs
+        self.actor: ActorId | None = None
+
+
+def _show(amount: float) -> str:
+    return f"{amount:g}" if amount < 1e6 else f"{amount / 2**30:.2f} Gi"
