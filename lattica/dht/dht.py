@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -11,16 +10,13 @@ from typing import Any, Self, TypeVar
 
 import anyio
 import anyio.abc
-from kademlia.node import Node
 
 from lattica.clock import Clock, SystemClock
 from lattica.config import DhtConfig
-from lattica.dht import contacts
-from lattica.dht.crawling import Crawl, RecordCrawl
-from lattica.dht.keys import KEY_BITS, KEY_BYTES, node_id
+from lattica.dht.keys import KEY_BYTES, node_id
 from lattica.dht.merge import Merge
 from lattica.dht.messages import SERVICE, PeerAddresses, clean_addresses
-from lattica.dht.protocol import DhtProtocol
+from lattica.dht.neighbours import Neighbours
 from lattica.dht.publisher import Publisher, require_replica
 from lattica.dht.records import PEER, Check, Found, Kinds, Verifier
 from lattica.dht.routing import PeerNode, Table
@@ -29,7 +25,6 @@ from lattica.dht.storage import Storage
 from lattica.errors import DhtError, LatticaError, RecordError
 from lattica.identity.keys import Identity, PeerId
 from lattica.identity.tickets import Contact
-from lattica.link.interface import Link
 from lattica.rpc import Rpc
 
 T = TypeVar("T")
@@ -58,34 +53,27 @@ class Dht:
         self._config = config or DhtConfig()
         self._clock = clock or SystemClock()
         self._addresses = addresses
-        self._contacts = contacts.ContactFile(directory)
         self._serve = serve
-        self._random = random.Random(identity.peer_id.raw)
-        self._entries: dict[PeerId, Contact] = {}  # where to start again with an empty table
-        self._probing: set[PeerId] = set()
         self._tasks: anyio.abc.TaskGroup | None = None
         self._republished = self._clock.monotonic()
         self.counters: Counter[str] = Counter()
         self.kinds = Kinds()
-        verifier = Verifier(self.kinds, self._config)
-        self._verifier = verifier
-        self.storage = Storage(verifier, self._config)
-        self.storage.counters = self.counters
-        self.table = Table(identity.peer_id, self._config.k, self._check)
-        self.protocol = DhtProtocol(
+        self._verifier = Verifier(self.kinds, self._config)
+        self.storage = Storage(self._verifier, self._config, self.counters)
+        self.neighbours = Neighbours(
             rpc,
-            self.table,
-            addresses=addresses,
             config=self._config,
             clock=self._clock,
+            addresses=self._where,
+            directory=directory,
             counters=self.counters,
         )
         self._publisher = Publisher(
             identity,
             self.storage,
             self.kinds,
-            self.protocol,
-            closest=self.closest,
+            self.neighbours.protocol,
+            closest=self.neighbours.closest,
             config=self._config,
             clock=self._clock,
         )
@@ -96,14 +84,14 @@ class Dht:
             service = DhtService(
                 self.table,
                 self.storage,
-                addresses=self._addresses,
-                seen=self._seen,
+                addresses=self._where,
+                seen=self.neighbours.seen,
                 config=self._config,
                 clock=self._clock,
                 counters=self.counters,
             )
             self._rpc.register(SERVICE, service)
-        self._unsubscribe = self._rpc.links.subscribe(self._link_changed)
+        self.neighbours.start(self._tasks)
         self._tasks.start_soon(self._maintain)
         return self
 
@@ -113,19 +101,23 @@ class Dht:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        self._unsubscribe()
+        self.neighbours.stop()
         if self._serve:
             self._rpc.unregister(SERVICE)
         tasks, self._tasks = self._tasks, None
         assert tasks is not None
         tasks.cancel_scope.cancel()
-        self._save_contacts()
         return await tasks.__aexit__(kind, error, traceback)
 
     @property
     def local(self) -> PeerId:
         """This peer."""
         return self._identity.peer_id
+
+    @property
+    def table(self) -> Table:
+        """The contacts of this peer."""
+        return self.neighbours.table
 
     def register_kind(self, kind: str, value_type: Any, *, check: Check | None = None) -> None:
         """Accept records of `kind`; see `Kinds.register`. Do this before `bootstrap`."""
@@ -141,40 +133,24 @@ class Dht:
         Raises:
             DhtError: `entries` were given and nobody answered; the cause is the first's error.
         """
-        given = [entry for entry in entries if entry.peer != self.local]
-        for entry in given:
-            self._entries[entry.peer] = entry
-        known = {contact.peer: contact for contact in self._contacts.load()}
-        known.update(self._entries)
-        known.pop(self.local, None)
-        errors = await self._greet(list(known.values()))
-        answered = sum(error is None for error in errors.values())
-        if given and not answered:
-            first = errors[given[0].peer]
-            raise DhtError(
-                f"none of {len(given)} contacts answered ({first}). Check that one of those "
-                "peers is up and can be reached, or get a new ticket: lattica invite"
-            ) from first
-        if answered:
-            await self.closest(node_id(self.local))
-            await self.refresh()
-        self._own_addresses()
+        answered = await self.neighbours.join(entries)
+        if self._serve:
+            self._own_addresses()
         await self.republish()
-        self._save_contacts()
+        self.neighbours.save()
         return answered
 
     async def alive(self, peer: PeerId) -> bool:
-        """Whether a peer answers now. One that just failed to is not asked again for seconds."""
-        if peer == self.local:
-            return True
-        if self.protocol.is_suspect(peer):
-            return False
-        return await self.protocol.call_ping(self.table.find(peer) or PeerNode(peer))
+        """Whether a peer answers now, or at least holds its link to us.
+
+        One that just failed to is not asked again for some seconds, unless it links to us.
+        """
+        return peer == self.local or await self.neighbours.alive(peer)
 
     async def find_peer(self, peer: PeerId) -> Contact | None:
         """Where a peer can be dialled, by its own word where possible; links learn it."""
         if peer == self.local:
-            return Contact(peer, clean_addresses(self._addresses()))
+            return Contact(peer, self._where())
         known = self.table.find(peer)
         if known is not None and self._rpc.links.find(peer) is not None:
             return known.contact
@@ -192,15 +168,7 @@ class Dht:
 
     async def closest(self, key: bytes) -> list[PeerNode]:
         """The live peers closest to a key, nearest first; this one is not among them."""
-        crawl = Crawl(
-            self.protocol,
-            Node(_checked(key)),
-            self._entry_nodes(key),
-            ksize=self._config.k,
-            alpha=self._config.alpha,
-            slow_after=self._config.slow_query,
-        )
-        return await self._run(crawl)
+        return await self.neighbours.closest(_checked(key))
 
     # ----------------------------------------------------------------------- records
 
@@ -230,6 +198,13 @@ class Dht:
         if envelope is None:
             return 0
         return (await self._publisher.replicate(key, envelope)).acknowledged
+
+    async def leave(self) -> None:
+        """Take back all that this peer said, before it goes; best effort, within one query."""
+        with anyio.move_on_after(self._config.query_timeout):
+            async with anyio.create_task_group() as goodbyes:
+                for key, kind in self._publisher.owned():
+                    goodbyes.start_soon(self.remove, key, kind)
 
     async def get(
         self, key: bytes, kind: str, type: type[T], *, live: bool = False
@@ -262,7 +237,8 @@ class Dht:
 
     async def republish(self) -> int:
         """Renew every record of this peer; how many some other peer took."""
-        self._republished = self._clock.monotonic()
+        alone = not len(self.table)
+        self._republished = float("-inf") if alone else self._clock.monotonic()
         if self._publisher.owns(node_id(self.local), PEER):
             self._own_addresses()  # they may have changed since
         return await self._publisher.republish()
@@ -271,29 +247,19 @@ class Dht:
         """Forget expired records; how many."""
         return self.storage.expire(now=self._clock.time())
 
-    async def refresh(self) -> int:
-        """Look into each bucket that has seen no look-up for a while; how many."""
-        places = self.table.stale_places(
-            now=self._clock.monotonic(), age=self._config.refresh_every
-        )
-        for place in places:
-            jitter = self._random.getrandbits(KEY_BITS // 2)  # not the same place every time
-            await self.closest((place ^ jitter).to_bytes(KEY_BYTES, "big"))
-        return len(places)
-
     async def maintain(self) -> None:
         """One round of upkeep: expiry, renewal, refresh, and a new start if all are lost."""
         self.expire()
-        if not len(self.table) and (self._entries or self._contacts.load()):
-            await self.bootstrap()
+        await self.neighbours.rejoin_if_alone()
         if self._republished + self._config.republish_every <= self._clock.monotonic():
+            await self.neighbours.reunite()
             await self.republish()
-        await self.refresh()
-        self._save_contacts()
+        await self.neighbours.refresh()
+        self.neighbours.save()
 
     async def _maintain(self) -> None:
         while True:
-            await anyio.sleep(self._config.maintain_every * self._random.uniform(0.8, 1.2))
+            await anyio.sleep(self._config.maintain_every)
             try:
                 await self.maintain()
             except (LatticaError, OSError) as error:
@@ -306,42 +272,10 @@ class Dht:
         now = self._clock.time()
         for kept in self.storage.get(key, kind, now=now):
             merge.add(kept.envelope, now=now)
-        crawl = RecordCrawl(
-            self.protocol,
-            Node(key),
-            self._entry_nodes(key),
-            kind=kind,
-            collect=lambda _, data: merge.add_encoded(data, now=self._clock.time()),
-            ksize=self._config.k,
-            alpha=self._config.alpha,
-            slow_after=self._config.slow_query,
+        nodes = await self.neighbours.gather(
+            key, kind, lambda data: merge.add_encoded(data, now=self._clock.time())
         )
-        return merge, await self._run(crawl)
-
-    async def _run(self, crawl: Crawl) -> list[PeerNode]:
-        self.table.touch(crawl.node.long_id, self._clock.monotonic())
-        with anyio.move_on_after(self._config.lookup_timeout) as scope:
-            await crawl.find()
-        if scope.cancelled_caught:
-            self.counters["lookup_timeout"] += 1
-        return crawl.closest()
-
-    def _entry_nodes(self, key: bytes) -> list[PeerNode]:
-        place = int.from_bytes(key, "big")
-        return self.table.closest(place, self._config.k) or self.protocol.nodes_of(
-            list(self._entries.values())
-        )
-
-    async def _greet(self, known: list[Contact]) -> dict[PeerId, LatticaError | None]:
-        errors: dict[PeerId, LatticaError | None] = {}
-
-        async def greet(node: PeerNode) -> None:
-            errors[node.peer] = await self.protocol.try_ping(node)
-
-        async with anyio.create_task_group() as greetings:
-            for node in self.protocol.nodes_of(known):
-                greetings.start_soon(greet, node)
-        return errors
+        return merge, nodes
 
     async def _only_live(self, found: list[Found[T]]) -> list[Found[T]]:
         alive: set[PeerId] = set()
@@ -356,49 +290,10 @@ class Dht:
         return [record for record in found if record.author in alive]
 
     def _own_addresses(self) -> None:
-        if self._serve:
-            here = PeerAddresses(clean_addresses(self._addresses()))
-            self._publisher.own(node_id(self.local), PEER, here)
+        self._publisher.own(node_id(self.local), PEER, PeerAddresses(self._where()))
 
-    def _seen(self, node: PeerNode) -> None:
-        """A member of the mesh called: it enters the table once it answers us."""
-        known = self.table.find(node.peer)
-        if known is not None:
-            known.addresses = node.addresses or known.addresses
-            self.table.add_contact(known)
-            return
-        if node.addresses:
-            self._rpc.links.learn(node.peer, node.addresses)
-        self._check(node)
-
-    def _check(self, node: PeerNode) -> None:
-        """Ping a peer in the background: in the table if it answers, out of it if not."""
-        if node.peer in self._probing:
-            return
-        if self._tasks is None or len(self._probing) >= self._config.max_probes:
-            self.counters["dropped:probe"] += 1
-            return
-        self._probing.add(node.peer)
-        self._tasks.start_soon(self._probe, node)
-
-    async def _probe(self, node: PeerNode) -> None:
-        try:
-            await self.protocol.call_ping(node)
-        finally:
-            self._probing.discard(node.peer)
-
-    def _link_changed(self, link: Link, is_up: bool) -> None:
-        peer = link.remote.peer
-        if is_up:
-            self.protocol.trust(peer)
-        elif (node := self.table.find(peer)) is not None:
-            self._check(node)
-
-    def _save_contacts(self) -> None:
-        try:
-            self._contacts.save([node.contact for node in self.table])
-        except OSError:
-            self.counters["contacts_not_saved"] += 1
+    def _where(self) -> tuple[str, ...]:
+        return clean_addresses(self._addresses())
 
 
 def _checked(key: bytes) -> bytes:

@@ -27,6 +27,7 @@ from lattica.identity.tickets import Contact
 from lattica.rpc import Rpc
 
 MAX_SUSPECTS = 1024
+MAX_LOST = 64
 STRIKES = 2  # deadlines in a row, over a link that lives, before a contact is dropped
 
 
@@ -45,7 +46,7 @@ class DhtProtocol:
         rpc: Rpc,
         table: Table,
         *,
-        addresses: Callable[[], Sequence[str]],
+        addresses: Callable[[], tuple[str, ...]],
         config: DhtConfig,
         clock: Clock,
         counters: Counter[str],
@@ -57,15 +58,18 @@ class DhtProtocol:
         self._clock = clock
         self._counters = counters
         self._suspects: OrderedDict[PeerId, float] = OrderedDict()
+        self.lost: OrderedDict[PeerId, Contact] = OrderedDict()  # were in the table once
 
     async def call_ping(self, node: PeerNode) -> bool:
         """Whether a peer answers; it is entered in the table if it does and is a member."""
         return await self.try_ping(node) is None
 
-    async def try_ping(self, node: PeerNode) -> LatticaError | None:
+    async def try_ping(
+        self, node: PeerNode, *, timeout: float | None = None
+    ) -> LatticaError | None:
         """Like `call_ping`, but says what was wrong; None if it answered."""
         try:
-            addresses = await self._stub(node).ping(self._own_addresses())
+            addresses = await self._stub(node, timeout).ping(self._addresses())
         except LatticaError as error:
             self._unanswered(node, error)
             return error
@@ -82,7 +86,7 @@ class DhtProtocol:
             self._counters["skipped:suspect"] += 1
             return None
         try:
-            reply = await self._stub(node).find(target.id, kind, self._own_addresses())
+            reply = await self._stub(node).find(target.id, kind, self._addresses())
         except LatticaError as error:
             self._unanswered(node, error)
             return None
@@ -92,7 +96,7 @@ class DhtProtocol:
     async def call_store(self, node: PeerNode, envelope: Signed) -> LatticaError | None:
         """Ask a peer to keep a record; None if it did, else why not."""
         try:
-            await self._stub(node).store(envelope, self._own_addresses())
+            await self._stub(node).store(envelope, self._addresses())
         except (RecordError, PermissionDeniedError) as error:  # it lives, and says no
             self._counters["store_refused"] += 1
             return error
@@ -147,6 +151,7 @@ class DhtProtocol:
         link = self._rpc.links.find(node.peer)
         if link is not None and grants.allows(link.remote.scopes, grants.CALL):
             self._table.add_contact(node)
+            self.lost.pop(node.peer, None)
 
     def _unanswered(self, node: PeerNode, error: LatticaError) -> None:
         self._counters[f"unanswered:{type(error).__name__}"] += 1
@@ -157,15 +162,20 @@ class DhtProtocol:
         # A deadline on a link whose heartbeats go on means slow, not gone.
         if isinstance(error, DeadlineError) and linked and node.strikes < STRIKES:
             return
-        self._table.remove_contact(node)
+        if self._table.find(node.peer) is not None:
+            self._table.remove_contact(node)
+            self._remember_lost(node)
         if not linked:
             self._suspects[node.peer] = self._clock.monotonic() + self._config.suspect_for
             self._suspects.move_to_end(node.peer)
             while len(self._suspects) > MAX_SUSPECTS:
                 self._suspects.popitem(last=False)
 
-    def _own_addresses(self) -> tuple[str, ...]:
-        return clean_addresses(self._addresses())
+    def _remember_lost(self, node: PeerNode) -> None:
+        self.lost[node.peer] = node.contact
+        while len(self.lost) > MAX_LOST:
+            self.lost.popitem(last=False)
 
-    def _stub(self, node: PeerNode) -> DhtService:
-        return self._rpc.client(node.peer, DhtService, SERVICE, timeout=self._config.query_timeout)
+    def _stub(self, node: PeerNode, timeout: float | None = None) -> DhtService:
+        timeout = timeout or self._config.query_timeout
+        return self._rpc.client(node.peer, DhtService, SERVICE, timeout=timeout)

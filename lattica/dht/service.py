@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from lattica.clock import Clock
 from lattica.config import DhtConfig
@@ -25,7 +25,7 @@ class DhtService:
         table: Table,
         storage: Storage,
         *,
-        addresses: Callable[[], Sequence[str]],
+        addresses: Callable[[], tuple[str, ...]],
         seen: Callable[[PeerNode], None],
         config: DhtConfig,
         clock: Clock,
@@ -44,7 +44,7 @@ class DhtService:
     async def ping(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
         """Tell where each end can be dialled; the answer shows that this end lives."""
         self._note_caller(addresses)
-        return clean_addresses(self._addresses())
+        return self._addresses()
 
     @method(scope=None)
     async def find(self, target: bytes, kind: str, addresses: tuple[str, ...]) -> FindReply:
@@ -58,7 +58,7 @@ class DhtService:
         now = self._clock.time()
         records = self._storage.get(target, kind, now=now) if kind else []
         return FindReply(
-            clean_addresses(self._addresses()),
+            self._addresses(),
             tuple(node.contact for node in closest),
             Buffer(self._pack(records)),
         )

@@ -36,14 +36,17 @@ Slot = tuple[str, PeerId]  # kind and author: what may stand once under a key
 class Storage:
     """Verified records by key, many authors each, within limits."""
 
-    def __init__(self, verifier: Verifier, config: DhtConfig) -> None:
+    def __init__(
+        self, verifier: Verifier, config: DhtConfig, counters: Counter[str] | None = None
+    ) -> None:
+        """Refusals are counted by reason in `counters`."""
         self._verifier = verifier
         self._config = config
         self._keys: dict[bytes, dict[Slot, Kept]] = {}
         self._authors: dict[PeerId, _Author] = {}
         self._count = 0
         self._bytes = 0
-        self.counters: Counter[str] = Counter()  # refusals by reason
+        self.counters: Counter[str] = Counter() if counters is None else counters
 
     def __len__(self) -> int:
         return self._count

@@ -116,7 +116,7 @@ async def test_a_record_lives_by_republishing_and_dies_without() -> None:
 
 async def test_upkeep_republishes_when_it_is_time() -> None:
     async with mesh(3) as made:
-        author, reader, _ = made.peers
+        reader, _, author = made.peers
         await author.dht.put(KEY, "note", "hello", ttl=60.0)
         (before,) = await reader.dht.get(KEY, "note", str)
         await author.dht.maintain()
@@ -126,6 +126,28 @@ async def test_upkeep_republishes_when_it_is_time() -> None:
         (after,) = await reader.dht.get(KEY, "note", str)
         assert after.sequence > before.sequence
         assert after.expires == made.clock.time() + 60.0
+
+
+async def test_what_a_lone_peer_said_is_copied_soon_after_another_joins() -> None:
+    async with mesh(1) as made:
+        first = made.peers[0]
+        await first.dht.put(KEY, "note", "early")
+        (second,) = await made.join(1)
+        await eventually(lambda: len(first.dht.table) == 1)
+        assert second.dht.storage.get(KEY, "note", now=NOW) == []
+        await first.dht.maintain()
+        assert len(second.dht.storage.get(KEY, "note", now=NOW)) == 1
+
+
+async def test_a_peer_that_leaves_takes_back_what_it_said() -> None:
+    async with mesh(4) as made:
+        leaver, *rest = made.peers
+        keys = [dht_key("test", str(number)) for number in range(5)]
+        for key in keys:
+            await leaver.dht.put(key, "note", "mine")
+        await leaver.dht.leave()
+        for key in keys:
+            assert await rest[1].dht.get(key, "note", str) == []
 
 
 async def test_the_upkeep_loop_runs_by_itself() -> None:
@@ -216,7 +238,7 @@ async def test_a_client_uses_the_dht_and_is_in_no_table() -> None:
         found = await made.peers[2].dht.get(KEY, "note", str)
         assert [record.author for record in found] == [client.id]
         for peer in made.peers[:3]:
-            await eventually(lambda peer=peer: not peer.dht._probing)
+            await eventually(lambda peer=peer: not peer.dht.neighbours.probing)
             assert peer.dht.table.find(client.id) is None
 
 
@@ -338,7 +360,7 @@ async def test_a_peer_that_lost_everybody_starts_again_by_itself() -> None:
     async with mesh(4) as made:
         peer = made.peers[3]
         peer.dht.table.flush()
-        peer.dht._entries = {made.peers[0].id: made.peers[0].contact}
+        peer.dht.neighbours._entries = {made.peers[0].id: made.peers[0].contact}
         await peer.dht.maintain()
         assert len(peer.dht.table) == 3
 

@@ -71,7 +71,7 @@ async def test_a_killed_peer_leaves_the_tables_and_a_lost_link_alone_does_not() 
         await made.kill(victim)
         for peer in made.peers:
             await eventually(lambda peer=peer: peer.dht.table.find(victim.id) is None)
-        await eventually(lambda: not one.dht._probing)
+        await eventually(lambda: not one.dht.neighbours.probing)
         assert one.dht.table.find(other.id) is not None
         assert await one.dht.alive(other.id)
 
@@ -114,7 +114,36 @@ async def test_memory_for_suspects_is_bounded(monkeypatch: pytest.MonkeyPatch) -
     async with mesh(1) as made:
         for number in range(20):
             assert not await made.peers[0].dht.alive(peer_id(number))
-        assert len(made.peers[0].dht.protocol._suspects) == 5
+        assert len(made.peers[0].dht.neighbours.protocol._suspects) == 5
+
+
+async def test_a_peer_that_serves_no_dht_is_alive_while_its_link_is() -> None:
+    async with mesh(1) as made:
+        client = await made.start(serve=False)
+        assert await made.peers[0].dht.alive(client.id)
+        assert made.peers[0].dht.table.find(client.id) is None
+        await made.kill(client)
+        assert not await made.peers[0].dht.alive(client.id)
+
+
+async def test_two_halves_of_a_cut_network_find_each_other_again() -> None:
+    async with mesh(8) as made:
+        left, right = made.peers[:4], made.peers[4:]
+        for one in left:
+            for other in right:
+                made.network.partition(one.id, other.id)
+        for peer in made.peers:
+            await eventually(lambda peer=peer: len(peer.dht.table) == 3)
+        await left[0].dht.put(KEY, "note", "left")
+        assert await right[0].dht.get(KEY, "note", str) == []
+        for one in left:
+            for other in right:
+                made.network.heal(one.id, other.id)
+        made.clock.advance(CONFIG.republish_every)
+        await left[3].dht.maintain()
+        assert len(await right[0].dht.get(KEY, "note", str)) == 1
+        assert len(left[3].dht.table) == 7
+        assert await left[3].dht.neighbours.reunite() == 0
 
 
 # ------------------------------------------------------------------ peers that misbehave
@@ -255,7 +284,7 @@ async def test_a_flood_of_new_callers_starts_a_bounded_number_of_pings() -> None
             flooder = await made.start(with_dht=False)
             flooder.rpc.register(SERVICE, Caller())
             await flooder.rpc.client(victim.id, DhtService, SERVICE).ping(())
-        assert len(victim.dht._probing) == 2
+        assert victim.dht.neighbours.probing == 2
         assert victim.dht.counters["dropped:probe"] == 3
 
 
