@@ -124,7 +124,9 @@ class ActorSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     max_concurrency: int = 1
 
 
-class ActorInfo(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class ActorInfo(
+    msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="actor"
+):
     """All a handle needs."""
 
     actor: ActorId
