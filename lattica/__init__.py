@@ -73,7 +73,7 @@ _HOMES = {
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names.split()}
 
-__all__ = sorted(_WHERE)  # noqa: PLE0605 - the type checker reads the imports above
+__all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str) -> Any:

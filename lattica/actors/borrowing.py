@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from typing import Any
 
 import anyio.abc
 
@@ -121,7 +120,7 @@ class Borrower:
                 if outcome is not None:
                     return outcome
 
-    def _stub(self, owner: PeerId, timeout: float) -> Any:
+    def _stub(self, owner: PeerId, timeout: float) -> ObjectService:
         return self._rpc.client(owner, ObjectService, "objects", timeout=timeout)
 
     def _lost(self, owner: PeerId, error: LatticaError) -> Failure:

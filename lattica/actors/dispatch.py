@@ -15,7 +15,7 @@ from lattica.actors.directory import Directory
 from lattica.actors.host_service import HostService
 from lattica.actors.messages import ActorCall, ActorId, ActorInfo, Failure, ObjectId, Outcome
 from lattica.actors.names import ActorService, owner_of
-from lattica.actors.submission import Results, cancelled
+from lattica.actors.submission import DID_NOT_RUN, Results, cancelled
 from lattica.errors import (
     CallLostError,
     LatticaError,
@@ -266,16 +266,17 @@ class _Line:
             ran = getattr(error, "may_have_run", isinstance(error, StreamTruncatedError))
             outcomes = self._unavailable(host, str(error), ran)
         except LatticaError as error:
-            outcomes = self._unavailable(host, str(error), False)
+            outcomes = self._unavailable(host, str(error), not isinstance(error, DID_NOT_RUN))
         except Exception as error:
             log.exception("calling %s", call.call.method)
             outcomes = Failure("task", f"{type(error).__name__}: {error}")
         call.host = None
         failure = _failure(outcomes)
         if failure is not None and failure.kind in ("actor_unavailable", "actor_died"):
-            outcomes = await self._after(call, host, failure)
-            if outcomes is None:
+            final = await self._after(call, host, failure)
+            if final is None:
                 return  # it is in the queue again
+            outcomes = final
         self._dispatcher.finish(call, outcomes)
         self._closed()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Self
 
@@ -64,6 +65,7 @@ class Owner:
         self.directory = Directory(rpc, dht, mesh, self._clock)
         self._names = Names(rpc, dht, self.directory, self._clock)
         self._streams: dict[ObjectId, Stream] = {}
+        self._context: AbstractAsyncContextManager[None]
         self._tasks: anyio.abc.TaskGroup
         self._borrower: Borrower
         self.objects: ObjectTable
@@ -77,8 +79,38 @@ class Owner:
         self.directory.own_node = own_node
 
     async def __aenter__(self) -> Self:
+        self._context = self._running()
+        await self._context.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return await self._context.__aexit__(kind, error, traceback)
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            self._assemble(tasks)
+            tasks.start_soon(self._borrower.renew_forever)
+            tasks.start_soon(self._leasing.renew_forever)
+            tasks.start_soon(self._expire_forever)
+            try:
+                yield
+            finally:
+                with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+                    await self._supervisor.close()
+                    await self._leasing.close()
+                self._rpc.unregister("objects")
+                self._rpc.unregister("actors")
+                tasks.cancel_scope.cancel()
+
+    def _assemble(self, tasks: anyio.abc.TaskGroup) -> None:
         rpc, config = self._rpc, self._config
-        self._tasks = tasks = await anyio.create_task_group().__aenter__()
+        self._tasks = tasks
         self._borrower = Borrower(rpc, self.directory, tasks, config.object_lease)
         self.objects = self._borrower.table = ObjectTable(
             rpc.local,
@@ -92,31 +124,11 @@ class Owner:
             self._leasing, self._names, self, self.directory.name_of, tasks
         )
         self._dispatcher = Dispatcher(rpc, self.directory, self._supervisor, self, tasks)
-        rpc.register(
-            "objects",
-            ObjectService(
-                self.objects, self._clock, config.object_lease, self.counters, self._cancel_own
-            ),
+        objects = ObjectService(
+            self.objects, self._clock, config.object_lease, self.counters, self._cancel_own
         )
+        rpc.register("objects", objects)
         rpc.register("actors", ActorService(self._supervisor, self.counters))
-        tasks.start_soon(self._borrower.renew_forever)
-        tasks.start_soon(self._leasing.renew_forever)
-        tasks.start_soon(self._expire_forever)
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
-        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
-            await self._supervisor.close()
-            await self._leasing.close()
-        self._rpc.unregister("objects")
-        self._rpc.unregister("actors")
-        self._tasks.cancel_scope.cancel()
-        return await self._tasks.__aexit__(kind, error, traceback)
 
     # ------------------------------------------------------------------- Core: work
 
@@ -255,13 +267,15 @@ class Owner:
         for object_id in ids:
             self.objects.retain(object_id)
 
-        def let_go() -> None:
+        def release() -> None:
             for object_id in ids:
                 self.objects.release(object_id)
 
-        if not ids:
-            return let_go
-        return lambda: asyncio.get_running_loop().call_later(LINGER, let_go) and None
+        def let_go() -> None:
+            if ids:
+                asyncio.get_running_loop().call_later(LINGER, release)
+
+        return let_go
 
     async def dependencies(self, ids: tuple[ObjectId, ...]) -> Failure | None:
         """See `Results.dependencies`. Others' objects are left for the host to fetch."""

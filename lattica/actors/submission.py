@@ -13,17 +13,31 @@ import anyio.abc
 from lattica.actors.leasing import Lease, Leasing
 from lattica.actors.messages import Failure, ObjectId, Outcome, Requirements, TaskSpec
 from lattica.errors import (
+    BadArgumentsError,
+    BusyError,
     CallLostError,
     LatticaError,
+    LeaseRefusedError,
     LinkError,
     NoPlacementError,
+    PermissionDeniedError,
     StreamTruncatedError,
+    UnknownMethodError,
 )
 
 IDLE = 0.1  # seconds a lease is kept for the next task of the same shape
 MAX_ASKING = 16  # lease requests of one shape at a time
 RUN_TIMEOUT = float("inf")  # a task takes as long as it takes; a lost link ends the call
 FREE_RETRIES = 8  # of tasks that surely did not run
+
+# Errors with which a peer turns a call away before anything of it runs.
+DID_NOT_RUN = (
+    BadArgumentsError,
+    BusyError,
+    LeaseRefusedError,
+    PermissionDeniedError,
+    UnknownMethodError,
+)
 
 log = logging.getLogger("lattica.actors")
 Shape = tuple[Any, ...]
@@ -168,10 +182,10 @@ class Submission:
             name = self._results.name_of(lease)
             outcomes = Failure(
                 "worker_died",
-                f"peer {name} did not run {task.spec.name}: {error}",
+                f"peer {name} has no outcome of {task.spec.name}: {error}",
                 peer=lease.peer,
                 peer_name=name,
-                may_have_run=False,
+                may_have_run=not isinstance(error, DID_NOT_RUN),
             )
         except Exception as error:
             log.exception("running %s", task.spec.name)
