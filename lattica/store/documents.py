@@ -1,0 +1,345 @@
+"""`Documents`: a peer's open documents, kept on disk and equal with its links' peers."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import anyio
+import anyio.abc
+import msgspec
+
+from lattica.clock import Clock, SystemClock
+from lattica.config import StoreConfig
+from lattica.dht import Dht, dht_key
+from lattica.errors import DocumentError, LatticaError, StoreError
+from lattica.identity import wire
+from lattica.identity.grants import Membership
+from lattica.identity.keys import Identity, PeerId
+from lattica.identity.signed import Signed
+from lattica.link.interface import Link as PeerLink
+from lattica.rpc import Rpc
+from lattica.store.chain import Link
+from lattica.store.conversation import Conversation
+from lattica.store.database import Database, Proof, Row
+from lattica.store.document import Document
+from lattica.store.journal import Journal
+from lattica.store.messages import SERVICE, Envelopes, Exchange, Head, Heads, Name
+from lattica.store.refusals import RefusedError
+from lattica.store.replica import Batch, Replica
+from lattica.store.service import DocumentsService
+
+log = logging.getLogger("lattica.store")
+
+KIND = "document"
+ENOUGH_PEERS = 3  # linked peers with the document, before more are looked up
+LOOKUP_EVERY = 12  # times `sync_every`
+CHECKPOINT = 32  # envelopes verified between two turns of the event loop
+
+
+class OpenedBy(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The value of a "document" record: its author has the document open."""
+
+    document: Name
+
+
+class Documents:
+    """A peer's documents. An async context manager."""
+
+    def __init__(
+        self,
+        rpc: Rpc,
+        dht: Dht | None,
+        identity: Identity,
+        membership: Membership,
+        directory: Path,
+        config: StoreConfig | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Kept in `directory`; without a `dht` only linked peers are talked to."""
+        self.counters: Counter[str] = Counter()
+        self._rpc = rpc
+        self._dht = dht
+        self._identity = identity
+        self._membership = membership
+        self._directory = directory
+        self._config = config or StoreConfig()
+        self._clock = clock or SystemClock()
+        self._copies: dict[str, OpenCopy] = {}
+        self._opening = anyio.Lock()
+        self._conversations: dict[PeerId, Conversation] = {}
+        self._scopes: dict[PeerId, anyio.CancelScope] = {}
+        self._journal: Journal
+        self._tasks: anyio.abc.TaskGroup
+        if dht is not None:
+            dht.register_kind(KIND, OpenedBy)
+
+    async def __aenter__(self) -> Self:
+        """Open the file.
+
+        Raises:
+            StoreError: it cannot be opened.
+        """
+        self._database = await anyio.to_thread.run_sync(
+            Database, self._directory / "documents.sqlite"
+        )
+        self._journal = Journal(self._database, retry_every=self._config.sync_every)
+        self._tasks = await anyio.create_task_group().__aenter__()
+        self._tasks.start_soon(self._journal.run)
+        self._rpc.register(SERVICE, DocumentsService(self))
+        self._unsubscribe = self._rpc.links.subscribe(self._link_changed)
+        for link in self._rpc.links.current():
+            self._link_changed(link, True)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        self._unsubscribe()
+        self._rpc.unregister(SERVICE)
+        self._tasks.cancel_scope.cancel()
+        try:
+            return await self._tasks.__aexit__(kind, error, traceback)
+        finally:
+            await self._journal.close()
+
+    async def open(self, name: str) -> Document:
+        """The document `name` of this mesh, with what this peer and those linked to it have.
+
+        Raises:
+            DocumentError: no valid name.
+            StoreError: it cannot be read from disk.
+        """
+        try:
+            msgspec.convert(name, Name)
+        except msgspec.ValidationError:
+            raise DocumentError(
+                f"{name!r:.80} is no document's name: use a-z, 0-9, and _ . : / - inside"
+            ) from None
+        async with self._opening:
+            copy = self._copies.get(name)
+            if copy is None:
+                copy = OpenCopy(self, name)
+                await copy.load()
+                self._copies[name] = copy
+                if self._dht is not None:
+                    self._tasks.start_soon(self._find_peers, self._dht, name)
+        # A peer that lost its disk learns its own chain again before it writes.
+        with anyio.move_on_after(self._config.open_timeout):
+            await self.synced(name)
+        return copy.document
+
+    @property
+    def opened(self) -> dict[str, Document]:
+        """The open documents by name."""
+        return {name: copy.document for name, copy in self._copies.items()}
+
+    async def synced(self, name: str) -> None:
+        """Wait for an exchange with every linked peer that starts now."""
+        conversations = list(self._conversations.values())
+        for conversation in conversations:
+            conversation.require(name)
+        with anyio.move_on_after(self._config.call_timeout):
+            for conversation in conversations:
+                if self._conversations.get(conversation.peer) is conversation:
+                    await conversation.settled()
+
+    # ------------------------------------------------------------------------ the service
+
+    async def exchanged(self, peer: PeerId, name: str, heads: Heads) -> Exchange | None:
+        """See `service.Handler`."""
+        copy = self._copies.get(name)
+        if copy is None:
+            return None
+        batch = copy.missing(heads)
+        proofs = copy.replica.contradictions(heads)
+        if (conversation := self._conversations.get(peer)) is not None:
+            conversation.learned(name, heads)
+            conversation.showed(name, batch.heads)
+        return Exchange(copy.heads(), proofs + batch.envelopes, batch.is_complete)
+
+    async def pushed(self, peer: PeerId, name: str, envelopes: Envelopes) -> bool:
+        """See `service.Handler`."""
+        copy = self._copies.get(name)
+        return copy is None or await copy.receive(peer, envelopes)
+
+    # --------------------------------------------------------------------------- internals
+
+    def _link_changed(self, link: PeerLink, is_up: bool) -> None:
+        peer = link.remote.peer
+        if not is_up:
+            self._conversations.pop(peer, None)
+            if (scope := self._scopes.pop(peer, None)) is not None:
+                scope.cancel()
+        elif peer not in self._conversations:
+            stub = self._rpc.client(
+                peer, DocumentsService, SERVICE, timeout=self._config.call_timeout
+            )
+            conversation = Conversation(
+                peer,
+                stub,
+                self._copies,
+                every=self._config.sync_every,
+                counters=self.counters,
+            )
+            self._conversations[peer] = conversation
+            self._scopes[peer] = scope = anyio.CancelScope()
+            self._tasks.start_soon(self._talk, conversation, scope)
+
+    async def _talk(self, conversation: Conversation, scope: anyio.CancelScope) -> None:
+        with scope:
+            await conversation.run()
+
+    def _changed(self, name: str) -> None:
+        for conversation in self._conversations.values():
+            conversation.changed(name)
+
+    async def _find_peers(self, dht: Dht, name: str) -> None:
+        """Link with peers that have the document open, if few linked ones have."""
+        key = dht_key(KIND, self._membership.mesh.raw + name.encode())
+        announced = False
+        while True:
+            try:
+                if not announced:
+                    await dht.put(key, KIND, OpenedBy(name))
+                    announced = True
+                having = [c for c in self._conversations.values() if c.has_open(name)]
+                if len(having) < ENOUGH_PEERS:
+                    await self._link_up(dht, key, name)
+            except LatticaError as error:
+                self.counters[f"lookup:{type(error).__name__}"] += 1
+            await anyio.sleep(self._config.sync_every * (LOOKUP_EVERY if announced else 1))
+
+    async def _link_up(self, dht: Dht, key: bytes, name: str) -> None:
+        room = ENOUGH_PEERS
+        for found in await dht.get(key, KIND, OpenedBy):
+            if found.author == self._rpc.local or found.author in self._conversations:
+                continue
+            try:
+                await dht.find_peer(found.author)
+                await self._rpc.links.connect(found.author)
+            except LatticaError as error:
+                self.counters[f"connect:{type(error).__name__}"] += 1
+                continue
+            room -= 1
+            if not room:
+                break
+
+
+class OpenCopy:
+    """One open document: its replica, its face, and the way to disk and peers."""
+
+    def __init__(self, owner: Documents, name: str) -> None:
+        self.name = name
+        self._owner = owner
+        self.replica = Replica(name, owner._identity, owner._membership, owner._config)
+        self._committed: dict[PeerId, int] = {}
+        self._proven = 0
+        self.document = Document(
+            self.replica,
+            owner._clock,
+            wrote=self._wrote,
+            flush=owner._journal.flush,
+            synced=functools.partial(owner.synced, name),
+        )
+
+    async def load(self) -> None:
+        """Read the accepted envelopes back; what is on disk is checked like anything else.
+
+        Raises:
+            StoreError: the file cannot be read, or what it holds does not verify.
+        """
+        database, journal = self._owner._database, self._owner._journal
+        stored = await journal.in_thread(database.load, self.name)
+        for count, data in enumerate(stored):
+            try:
+                envelope = wire.decode(data, Signed)
+                links = self.replica.receive(envelope)
+            except (DocumentError, msgspec.MsgspecError, ValueError) as error:
+                raise StoreError(
+                    f"{database.path} is damaged at {self.name!r}: {error}; "
+                    "move it away to fetch the documents from peers again"
+                ) from None
+            for link in links or ():
+                self._committed[link.envelope.author] = link.sequence
+            if count % CHECKPOINT == 0:
+                await anyio.lowlevel.checkpoint()
+        for proof in await journal.in_thread(database.proofs, self.name):
+            if (chain := self.replica.chains.get(PeerId(proof.author))) is not None:
+                chain.forked = True
+
+    def heads(self) -> Heads:
+        """See `Copy`."""
+        return self.replica.heads()
+
+    def missing(self, theirs: Heads) -> Batch:
+        """See `Copy`."""
+        return self.replica.missing(
+            theirs, limit=self._owner._config.sync_batch, committed=self._committed
+        )
+
+    async def receive(self, source: PeerId, envelopes: Envelopes) -> bool:
+        """See `Copy`."""
+        is_whole = True
+        for count, envelope in enumerate(envelopes, 1):
+            try:
+                links = self.replica.receive(envelope)
+            except RefusedError as refusal:
+                self._refused(source, envelope, refusal)
+                continue
+            if links is None:
+                is_whole = False
+            elif links:
+                self._accepted(links)
+            if count % CHECKPOINT == 0:
+                await anyio.lowlevel.checkpoint()
+        conversation = self._owner._conversations.get(source)
+        if conversation is not None:
+            # What came from there need not go back.
+            conversation.showed(self.name, self._reached(envelopes))
+        return is_whole
+
+    def _reached(self, envelopes: Envelopes) -> Heads:
+        links = [self.replica.find(envelope) for envelope in envelopes]
+        return tuple(Head(k.envelope.author, k.sequence, k.hash) for k in links if k)
+
+    def _wrote(self, link: Link) -> None:
+        self._accepted([link])
+
+    def _accepted(self, links: list[Link]) -> None:
+        for link in links:
+            author = link.envelope.author
+            row = Row(self.name, author.raw, link.sequence, wire.encode(link.envelope))
+            self._owner._journal.add(row, functools.partial(self._is_safe, author, link.sequence))
+        self.document.notify(frozenset(link.envelope.author for link in links))
+
+    def _is_safe(self, author: PeerId, sequence: int) -> None:
+        # Only now may it leave: a peer that forgot what others hold of it would fork.
+        self._committed[author] = sequence
+        self._owner._changed(self.name)
+
+    def _refused(self, source: PeerId, envelope: Signed, refusal: RefusedError) -> None:
+        self._owner.counters[f"refused:{refusal.reason}"] += 1
+        log.warning(
+            "%s: refused an update by %s, brought by %s: %s",
+            self.name,
+            envelope.author.short,
+            source.short,
+            refusal,
+        )
+        for evidence in self.replica.evidence[self._proven :]:
+            proof = Proof(
+                self.name,
+                evidence.accepted.author.raw,
+                wire.encode(evidence.accepted),
+                wire.encode(evidence.other),
+            )
+            self._owner._journal.add(proof, lambda: None)
+        self._proven = len(self.replica.evidence)

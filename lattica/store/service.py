@@ -1,0 +1,39 @@
+"""Documents towards other peers: exchanges that they ask for, envelopes that they push."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from lattica.identity import grants
+from lattica.identity.keys import PeerId
+from lattica.rpc import caller, method
+from lattica.store.messages import Envelopes, Exchange, Heads, Name
+
+
+class Handler(Protocol):
+    """What the service needs of its owner."""
+
+    async def exchanged(self, peer: PeerId, name: str, heads: Heads) -> Exchange | None:
+        """A peer that has the document open tells its heads."""
+        ...
+
+    async def pushed(self, peer: PeerId, name: str, envelopes: Envelopes) -> bool:
+        """A peer sends what it believes to be new here."""
+        ...
+
+
+class DocumentsService:
+    """Reading takes the `call` grant; what is written is judged by the envelopes themselves."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+
+    @method(scope=grants.CALL)
+    async def exchange(self, document: Name, heads: Heads) -> Exchange | None:
+        """This peer's heads and what the caller lacks; None if it is not open here."""
+        return await self._handler.exchanged(caller().peer, document, heads)
+
+    @method(scope=grants.CALL)
+    async def push(self, document: Name, envelopes: Envelopes) -> bool:
+        """Take envelopes in; false if something is missing and an exchange is due."""
+        return await self._handler.pushed(caller().peer, document, envelopes)

@@ -1,0 +1,79 @@
+"""Peers for the store's tests: keys, grants, replicas, and a memory mesh."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lattica.config import StoreConfig
+from lattica.identity import grants
+from lattica.identity.grants import Membership
+from lattica.identity.keys import Identity
+from lattica.identity.signed import Signed
+from lattica.store.messages import DOMAIN, GENESIS, Update
+from lattica.store.replica import Replica
+
+NOW = 1_000_000.0
+HOUR = 3600.0
+NAME = "roster"
+
+authority = Identity(b"authority".ljust(32, b"-"))
+
+
+def identity(number: int) -> Identity:
+    """The same key for the same number, in every run."""
+    return Identity(number.to_bytes(32, "big"))
+
+
+def membership(
+    member: Identity, *scopes: str, expires: float = NOW + HOUR, by: Identity = authority
+) -> Membership:
+    """A grant signed by the authority; by default everything a member has."""
+    grant = grants.issue(
+        by,
+        mesh=authority.peer_id,
+        subject=member.peer_id,
+        scopes=scopes or grants.MEMBER,
+        expires=expires,
+    )
+    return Membership(authority.peer_id, (grant,))
+
+
+def replica(
+    number: int, *scopes: str, config: StoreConfig | None = None, name: str = NAME
+) -> Replica:
+    """A replica of a peer that may do `scopes`."""
+    member = identity(number)
+    return Replica(name, member, membership(member, *scopes), config or StoreConfig())
+
+
+def write(target: Replica, key: str, value: bytes, *, now: float = NOW, name: str = "m") -> Signed:
+    """One transaction; the envelope that it makes. `value` must be canonical."""
+    with target.transaction(now) as links:
+        target.state.map(name)[key] = value
+    return links[0].envelope
+
+
+def read(target: Replica, name: str = "m") -> dict[str, bytes]:
+    """The content of a map."""
+    return {key: bytes(value) for key, value in target.state.map(name).items()}
+
+
+def seal(
+    number: int,
+    body: bytes,
+    *,
+    sequence: int = 1,
+    previous: bytes = GENESIS,
+    written: float = NOW,
+    shown: Membership | None = None,
+    document: str = NAME,
+) -> Signed:
+    """An envelope as an author that ignores the rules may make it."""
+    member = identity(number)
+    update = Update(authority.peer_id, document, sequence, previous, written, body, shown)
+    return Signed.seal(member, DOMAIN, update)
+
+
+def home(base: Path, number: int) -> Path:
+    """A peer's directory."""
+    return base / f"peer-{number}"
