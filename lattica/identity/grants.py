@@ -77,7 +77,7 @@ def verify_chain(
             raise GrantError(f"a grant of the chain is forged: {error}") from None
         if grant.mesh != mesh or step.author != issuer or not delegable:
             raise GrantError(f"the chain of grants does not lead from mesh {mesh.short}")
-        if grant.expires <= now:
+        if not grant.expires > now:  # so that NaN has expired too
             raise GrantError(
                 f"the grant expired {now - grant.expires:.0f} s ago; ask for a new one"
             )

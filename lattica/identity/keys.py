@@ -42,11 +42,15 @@ class PeerId:
         Raises:
             IdentityError: `text` is not a PeerId.
         """
-        padded = text.strip().upper() + "=" * (-len(text.strip()) % 8)
+        text = text.strip().lower()
+        padded = text.upper() + "=" * (-len(text) % 8)
         try:
-            return cls(base64.b32decode(padded))
+            peer = cls(base64.b32decode(padded))
         except ValueError as error:
             raise IdentityError(f"{text!r} is not a PeerId: {error}") from None
+        if str(peer) != text:  # the last character has bits to spare
+            raise IdentityError(f"{text!r} is not a PeerId: its last character is wrong")
+        return peer
 
     @property
     def short(self) -> str:
@@ -136,10 +140,10 @@ class Identity:
             ) from None
 
     def save(self, path: Path) -> None:
-        """Write the key file with mode 0600, never visible half-written.
+        """Write a new key file with mode 0600, never visible half-written.
 
         Raises:
-            KeyFileError: the file cannot be written.
+            KeyFileError: the file cannot be written, or exists: a key is never replaced.
         """
         text = _HEADER + base64.b64encode(self._seed).decode() + "\n"
         try:
@@ -150,11 +154,12 @@ class Identity:
                     file.write(text)
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(temporary, path)
-            except BaseException:
+                os.link(temporary, path)  # unlike a rename, fails if `path` exists
+            finally:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
-                raise
+        except FileExistsError:
+            raise KeyFileError(f"{path} exists; move it away to get a new identity") from None
         except OSError as error:
             raise KeyFileError(f"cannot write the key file {path}: {error}") from None
 
@@ -165,11 +170,15 @@ class Identity:
         Raises:
             KeyFileError: see `load` and `save`.
         """
-        if path.exists():
-            return cls.load(path)
-        identity = cls.generate()
-        identity.save(path)
-        return identity
+        if not os.path.lexists(path):
+            identity = cls.generate()
+            try:
+                identity.save(path)
+            except KeyFileError:
+                if not os.path.lexists(path):
+                    raise
+                # Another process has made one at the same moment: that one counts.
+        return cls.load(path)
 
     def __repr__(self) -> str:
         return f"Identity({self.peer_id.short})"

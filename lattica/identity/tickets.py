@@ -58,7 +58,7 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
         """
         invite = Identity(self.invite_seed)
         last = self.chain[-1].open(grants.DOMAIN, grants.Grant)
-        if last.expires <= now:
+        if not last.expires > now:  # so that NaN has expired too
             raise TicketExpiredError(
                 f"the ticket expired {now - last.expires:.0f} s ago; "
                 "ask the machine that made it for a new one: lattica invite"

@@ -35,8 +35,8 @@ QUICK = LinkConfig(
 async def eventually(condition: Callable[[], object], timeout: float = 5.0) -> None:
     """Wait for what announces itself to nobody."""
     with anyio.fail_after(timeout):
-        while not condition():
-            await anyio.sleep(0.01)  # noqa: ASYNC110
+        while not condition():  # noqa: ASYNC110
+            await anyio.sleep(0.01)
 
 
 class Recorder:
