@@ -137,12 +137,23 @@ class Client:
         Raises:
             UnknownModelError, NoCoverError.
         """
+        try:
+            return await self._ring(request, avoid, anew=False)
+        except (UnknownModelError, NoCoverError):
+            # A volunteer that was out of sight a moment ago may be back.
+            return await self._ring(request, avoid, anew=True)
+
+    async def _ring(
+        self, request: Request, avoid: set[PeerId], *, anew: bool
+    ) -> tuple[tuple[Hop, ...], dict[PeerId, StageInfo]]:
         tokens = len(request.prompt) + request.max_tokens
 
         def enough(found: list[Live]) -> bool:
             return not missing(found[0].info.layers, _serving(found))
 
-        live = await self._roster.live(request.model, avoid=avoid, enough=enough)
+        live = await self._roster.live(
+            request.model, avoid=avoid, enough=enough, anew=anew
+        )
         if not live:
             raise UnknownModelError(await self._unknown(request.model, bool(avoid)))
         layers, manifest = _majority(live)

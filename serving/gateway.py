@@ -103,6 +103,7 @@ class Gateway:
             exception_handlers={
                 LatticaError: _told,
                 HTTPException: _told_http,
+                Exception: _told_crash,
             },
         )
 
@@ -339,10 +340,10 @@ def _request(work: Work) -> mesh.Request:
     )
 
 
-def _tokens(prompt: str | list[str] | list[int], tokenizer: Tokenizer) -> list[int]:
+def _tokens(prompt: str | list[int | str], tokenizer: Tokenizer) -> list[int]:
     if isinstance(prompt, str):
         return tokenizer.encode(prompt)
-    if prompt and isinstance(prompt[0], str):
+    if len(prompt) == 1 and isinstance(prompt[0], str):
         return tokenizer.encode(prompt[0])
     return [token for token in prompt if isinstance(token, int)]
 
@@ -405,6 +406,12 @@ def _told_http(request: Request, error: Exception) -> Response:
     text = f"{request.method} {request.url.path}: {error.detail}"
     problem = Problem(error.status_code, text, "invalid_request_error")
     return JSONResponse(problem.body(), status_code=error.status_code, headers=error.headers)
+
+
+def _told_crash(_: Request, error: Exception) -> Response:
+    # Starlette logs the traceback; the client is told no more than the class.
+    text = f"the gateway failed: {type(error).__name__}"
+    return JSONResponse(Problem(500, text, "server_error").body(), status_code=500)
 
 
 async def _send_response(response: Response, send: Send) -> None:

@@ -15,7 +15,7 @@ from lattica.errors import BusyError, LatticaError, StreamTruncatedError
 from lattica.identity.keys import PeerId
 from serving.background import background
 from serving.config import ServingConfig
-from serving.errors import ContextTooLongError, ServingError
+from serving.errors import ContextTooLongError, RequestError, ServingError
 from serving.messages import SERVICE, Event, Failed, Hop, Opened, Opening, SessionId, Token
 from serving.ports import MeshPeer
 from serving.sampling import Sampling
@@ -65,6 +65,7 @@ class Lap:
         Raises:
             StageFailure: names the stage to avoid.
             ContextTooLongError: the stages have no room for so long a session.
+            RequestError: a token is not in the vocabulary.
         """
         send, receive = anyio.create_memory_object_stream[_Heard](math.inf)
         async with background() as tasks:
@@ -112,6 +113,8 @@ class Lap:
         stub = self._peer.client(first, StageService, SERVICE, timeout=self._config.hop_timeout)
         try:
             await stub.prompt(self._session, tokens)
+        except RequestError:
+            raise
         except LatticaError as error:
             raise StageFailure(first, f"{type(error).__name__}: {error}") from None
 

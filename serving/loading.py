@@ -58,6 +58,7 @@ class ModelFolder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelDirError(f"{self.directory}/config.json cannot be used: {error}") from None
         check_supported(self.config)
+        self._tensor_names: dict[Span, frozenset[str]] = {}
         text = text_config(self.config)
         try:
             self.layers = int(text.num_hidden_layers)
@@ -123,10 +124,23 @@ class ModelFolder:
         return sorted(path.name for path in self.directory.glob("*.safetensors"))
 
     def _needed(self, key: str, span: Span | None) -> bool:
-        numbers = re.findall(r"\.(\d+)\.", key)
-        if span is None or not numbers:
-            return True  # embeddings, norms and heads: which peer needs them, the cut decides
-        return int(numbers[0]) in span
+        """Whether a tensor of the checkpoint is for `span`; when in doubt, yes."""
+        if span is None:
+            return True
+        numbers = re.findall(r"\.(\d+)\.", f".{key}")
+        if numbers:
+            return int(numbers[0]) in span
+        # Embeddings, norms, heads: checkpoints may name them with another prefix.
+        whole, part = self._tensors(Span(0, self.layers)), self._tensors(span)
+        return not _named(key, whole) or _named(key, part)
+
+    def _tensors(self, span: Span) -> frozenset[str]:
+        """Names of the tensors that `span` has in memory."""
+        if span not in self._tensor_names:
+            with torch.device("meta"):
+                model = _span_class(self.config, span)[0](self.config)
+            self._tensor_names[span] = frozenset(model.state_dict())
+        return self._tensor_names[span]
 
     def load(self, span: Span, dtype: str = "float32") -> SpanModel:
         """Read `span`'s tensors.
@@ -176,6 +190,10 @@ class ModelFolder:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         return SpanModel(model, span, width[0])
+
+
+def _named(key: str, names: frozenset[str]) -> bool:
+    return any(name.endswith(key) or key.endswith(name) for name in names)
 
 
 def is_weight_file(path: str) -> bool:

@@ -130,7 +130,7 @@ class ChatRequest(Common, kw_only=True):
 class CompletionRequest(Common, kw_only=True):
     """The body of POST /v1/completions."""
 
-    prompt: str | list[str] | list[int]
+    prompt: str | list[int | str]  # text, one text, or token ids
     echo: bool | None = None
     logprobs: int | None = None
     suffix: str | None = None
@@ -140,8 +140,8 @@ class CompletionRequest(Common, kw_only=True):
         super().check()
         if self.echo or self.logprobs or self.suffix:
             raise RequestError("echo, logprobs and suffix are not supported")
-        prompt = self.prompt
-        if isinstance(prompt, list) and prompt and isinstance(prompt[0], str) and len(prompt) > 1:
+        texts = [item for item in self.prompt if isinstance(item, str)]
+        if isinstance(self.prompt, list) and texts and len(self.prompt) > 1:
             raise RequestError("one prompt per request")
 
     @property

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from serving.cache import SpanCache
-from serving.errors import SpanError, UnsupportedModelError
+from serving.errors import RequestError, SpanError, UnsupportedModelError
 from serving.span import Span
 
 
@@ -170,6 +170,17 @@ class SpanModel:
         if not self.span.covers(span):
             raise SpanError(f"layers {span} are not all in {self.span}")
         return SpanCache(self.config, span)
+
+    def check_tokens(self, tokens: list[int]) -> None:
+        """Refuse ids that the embedding does not have.
+
+        Raises:
+            RequestError: names the first one.
+        """
+        size = int(self.model.get_input_embeddings().num_embeddings)
+        for token in tokens:
+            if not 0 <= token < size:
+                raise RequestError(f"token {token} is not in the vocabulary of {size}")
 
     def embed(self, tokens: list[int]) -> torch.Tensor:
         """What the first layer takes, before the family's own additions.

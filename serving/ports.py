@@ -80,7 +80,12 @@ class MeshPeer(Protocol):
 
     @property
     def rpc(self) -> Any:
-        """Its `Rpc`; only `unregister(name)` is used."""
+        """Its `Rpc`; `unregister(name)` and `links.find(peer)` are used."""
+        ...
+
+    @property
+    def dht(self) -> Any:
+        """Its `Dht`; `find_peer(peer)` is used, which teaches the links an address."""
         ...
 
     def client(self, peer: Any, service: type[S], name: str, *, timeout: float | None = None) -> S:

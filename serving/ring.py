@@ -126,9 +126,11 @@ class Ring:
 
         Raises:
             PositionError: not the first stage, started already, or too long.
+            RequestError: a token is not in the vocabulary.
         """
         if not self.is_first or self._expected != 0:
             raise PositionError("a prompt starts a session, once, at its first stage")
+        self._stage.model.check_tokens(tokens)
         size = self._config.prefill_chunk
         self._check(0, len(tokens))
         for start in range(0, len(tokens), size):
@@ -143,6 +145,7 @@ class Ring:
         """
         if not self.is_first or self._expected == 0:
             raise PositionError("only a started first stage takes tokens")
+        self._stage.model.check_tokens([token])
         self._enqueue(position, [token], 1, True)
 
     def step(self, position: int, tokens: int, last: bool, data: memoryview) -> None:
@@ -178,7 +181,7 @@ class Ring:
             try:
                 await self._work(self._inbox)
             except _HopError as error:
-                self.fail(self._after, str(error))
+                self.fail(self.following, str(error))
             except (anyio.ClosedResourceError, anyio.BrokenResourceError):
                 pass  # the session was closed while its last step was being computed
             except LatticaError as error:
@@ -186,7 +189,8 @@ class Ring:
         self.end()
 
     @property
-    def _after(self) -> PeerId:
+    def following(self) -> PeerId:
+        """The stage that this one hands on to; after the last comes the first."""
         route = self.opening.route
         return route[(self.opening.index + 1) % len(route)].peer
 
@@ -217,7 +221,7 @@ class Ring:
             if not self.is_last:
                 data = Buffer(to_wire(result))
                 await self._hand_on(
-                    self._reach(self._after).step(
+                    self._reach(self.following).step(
                         self.session, step.position, step.tokens, step.last, data
                     )
                 )
@@ -238,7 +242,7 @@ class Ring:
         if self.is_first:
             self.advance(position, token)
         else:
-            await self._hand_on(self._reach(self._after).advance(self.session, position, token))
+            await self._hand_on(self._reach(self.following).advance(self.session, position, token))
         return False
 
     async def _hand_on(self, call: Awaitable[None]) -> None:

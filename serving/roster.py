@@ -7,7 +7,7 @@ peer that is gone is never shown: no ghosts.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import anyio
@@ -17,10 +17,10 @@ from lattica.errors import IdentityError, LatticaError
 from lattica.identity.keys import PeerId
 from serving.config import ServingConfig
 from serving.errors import UnknownModelError
-from serving.messages import SERVICE, StageInfo
+from serving.messages import StageInfo
 from serving.ports import MeshPeer
+from serving.reach import ask_info
 from serving.routing import Live
-from serving.service import StageService
 
 DOCUMENT = "roster"
 MAP = "serving"
@@ -38,6 +38,7 @@ class Roster:
         self._peer = peer
         self._document = document
         self._config = config or ServingConfig()
+        self._ghosts: dict[PeerId, tuple[StageInfo, float]] = {}  # claim, until when
         self.invalid = 0  # entries dropped because they are malformed
 
     @classmethod
@@ -77,16 +78,20 @@ class Roster:
         *,
         avoid: Collection[PeerId] = (),
         enough: Enough = lambda _: False,
+        anew: bool = False,
     ) -> list[Live]:
         """The volunteers (of `model`) that answer now, with what they answer.
 
         All are asked at once. Once `enough` holds of those that answered, the others get
         only a moment more, so that a peer that has just died does not hold up the rest.
+        A peer that could not be reached is left out for a while, unless `anew`.
         """
         asked = [
             peer
             for peer, info in self.claims().items()
-            if peer not in avoid and (model is None or info.model == model)
+            if peer not in avoid
+            and (model is None or info.model == model)
+            and (anew or not self._is_ghost(peer, info))
         ]
         found: list[Live] = []
         async with anyio.create_task_group() as tasks:
@@ -102,25 +107,30 @@ class Roster:
 
             for peer in asked:
                 tasks.start_soon(ask, peer)
+        self._remember(asked, [entry.peer for entry in found])
         return sorted(found, key=lambda entry: entry.peer)
 
     async def _probe(self, peer: PeerId) -> Live | None:
-        stub = self._peer.client(
-            peer, StageService, SERVICE, timeout=self._config.probe_timeout
-        )
         started = time.perf_counter()
         try:
-            info = await stub.info()
+            info = await ask_info(self._peer, peer, self._config.probe_timeout)
         except LatticaError:
             return None  # gone, or no longer a volunteer: its entry is a ghost
         return Live(peer, info, time.perf_counter() - started)
 
-    async def watch(self) -> AsyncIterator[None]:
-        """Yield once at the start and again after each change of the document."""
-        yield
-        while True:
-            await self._document.changed()
-            yield
+    def _remember(self, asked: Collection[PeerId], answered: Collection[PeerId]) -> None:
+        """Spare the next caller the wait for peers that nothing is heard of."""
+        until = time.monotonic() + self._config.ghost_for
+        claims = self.claims()
+        for peer in asked:
+            if peer in answered or self._peer.rpc.links.find(peer) is not None:
+                self._ghosts.pop(peer, None)
+            elif peer in claims:
+                self._ghosts[peer] = (claims[peer], until)
+
+    def _is_ghost(self, peer: PeerId, info: StageInfo) -> bool:
+        claim, until = self._ghosts.get(peer, (None, 0.0))
+        return claim == info and time.monotonic() < until
 
     async def find_model(self, model: str, timeout: float) -> StageInfo:
         """A claim about `model`, waiting for the document to arrive.

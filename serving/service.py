@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from lattica.errors import LatticaError
 from lattica.identity.keys import PeerId
 from lattica.rpc import Buffer, caller, method
 from serving.errors import SessionGoneError, SpanError
-from serving.messages import Event, Opening, SessionId, StageInfo
+from serving.messages import Event, Failed, Opening, SessionId, StageInfo
 from serving.ring import Ring
 from serving.span import Span
 
@@ -27,6 +28,10 @@ class Holder(Protocol):
 
     def find(self, session: SessionId) -> Ring | None:
         """The open session of that id."""
+        ...
+
+    async def connect(self, peer: PeerId) -> None:
+        """Make sure that a peer can be called."""
         ...
 
     async def take_span(self, model: str, span: Span) -> StageInfo:
@@ -67,6 +72,11 @@ class StageService:
         """
         ring = self._holder.admit(opening, caller().peer)
         try:
+            try:
+                await self._holder.connect(ring.following)
+            except LatticaError as error:
+                yield Failed(ring.following, f"{type(error).__name__}: {error}")
+                return
             async for event in ring.events:
                 yield event
         finally:

@@ -20,11 +20,13 @@ import torch
 from lattica.clock import Clock, SystemClock
 from lattica.errors import BusyError, LatticaError
 from lattica.identity.keys import PeerId
+from serving.background import background
 from serving.config import ServingConfig
 from serving.errors import ServingError, SpanError, UnknownModelError
 from serving.loading import ModelFolder
 from serving.messages import SERVICE, Opening, SessionId, StageInfo
 from serving.ports import MeshPeer
+from serving.reach import ask_info
 from serving.ring import NextStage, Ring
 from serving.roster import Roster
 from serving.routing import choose_span
@@ -98,8 +100,7 @@ class Volunteer:
                 name=self._peer.name,
                 context=self._folder.context,
             )
-            self._tasks = await stack.enter_async_context(anyio.create_task_group())
-            stack.callback(self._tasks.cancel_scope.cancel)
+            self._tasks = await stack.enter_async_context(background())
             self._peer.serve(SERVICE, StageService(self))
             stack.callback(self._leave)
             await self._take_place()
@@ -148,6 +149,15 @@ class Volunteer:
     def find(self, session: SessionId) -> Ring | None:
         """The open session of that id."""
         return self._rings.get(session)
+
+    async def connect(self, peer: PeerId) -> None:
+        """Link with another stage before a session needs it.
+
+        Raises:
+            LinkError, RpcError: it does not answer.
+        """
+        if peer != self._me and self._peer.rpc.links.find(peer) is None:
+            await ask_info(self._peer, peer, self.config.hop_timeout)
 
     async def idle(self) -> None:
         """Wait until no session is open here."""
@@ -253,6 +263,9 @@ class Volunteer:
 
     def _leave(self) -> None:
         self._gone = True
+        for ring in tuple(self._rings.values()):
+            ring.fail(self._me, f"{self._peer.name} leaves")
+            ring.end()
         self._peer.rpc.unregister(SERVICE)
         try:
             self._roster.withdraw()

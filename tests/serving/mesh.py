@@ -67,6 +67,13 @@ class SharedMap:
         self._document.notify()
 
 
+class NoDht:
+    """Over memory links every address is known."""
+
+    async def find_peer(self, peer: PeerId) -> None:
+        """Nothing to teach."""
+
+
 class FakePeer:
     """What `lattica.peer.Peer` is to serving."""
 
@@ -84,6 +91,7 @@ class FakePeer:
         membership = Membership(mesh.authority.peer_id, (chain,))
         self.links = MemoryLinks(mesh.network, self.identity, membership, name=name)
         self.rpc = Rpc(self.links, name=name)
+        self.dht = NoDht()
         self.blocks = mesh.blocks(self.identity.peer_id)
 
     @property
@@ -160,7 +168,7 @@ class FakeBlocks:
 
     async def add(self, path: Path) -> str:
         """Add a folder."""
-        name = f"manifest-{path.resolve().name}"
+        name = f"manifest-{path.name}"
         self._mesh.folders[name] = path
         self._mesh.holders[name] = self._me
         return name
@@ -181,7 +189,7 @@ class FakeBlocks:
         progress: Callable[..., None] | None = None,
     ) -> Path:
         """Copy files."""
-        dest_dir.mkdir(parents=True, exist_ok=True)
+        await anyio.Path(dest_dir).mkdir(parents=True, exist_ok=True)
         for file in (await self.manifest(manifest_id)).files:
             if files is None or file.path in files:
                 shutil.copy(self._mesh.folders[manifest_id] / file.path, dest_dir / file.path)

@@ -210,6 +210,18 @@ async def test_stages_that_lose_sight_of_each_other_are_replaced(ring: Ring, lla
     assert [e.lost_name for e in events if isinstance(e, Replaced)] == ["bob"]
 
 
+async def test_a_stage_that_leaves_in_order_is_replaced_too(ring: Ring, llama: Path) -> None:
+    await ring.volunteer("dan", "standby")
+    found: list[Generated] = []
+    async with ring.client.generate(request()) as events:
+        async for event in events:
+            found.append(event)
+            if isinstance(event, NewToken) and event.index == 4:
+                ring.volunteers["bob"]._leave()
+    assert tokens(found) == reference(llama, list(PROMPT), 12)
+    assert [event.lost_name for event in found if isinstance(event, Replaced)] == ["bob"]
+
+
 async def test_a_replica_goes_on_without_a_standby(ring: Ring, llama: Path) -> None:
     await ring.volunteer("whole", Span(0, 6))
     victim = "whole"
