@@ -1,12 +1,12 @@
 """A peer's directory: its keys, its membership, and the contacts it met.
 
-    identity.key   the peer's private key (0600)
-    mesh.key       the mesh's authority key, only where the mesh was founded (0600)
-    membership     the mesh and the grants that a ticket gave
-    contacts       where other peers were last seen
-    port           the UDP port of the last run, taken again if it is free
-    store/ logs/   documents and blocks; workers' output
-    lock           held while a peer runs
+identity.key   the peer's private key (0600)
+mesh.key       the mesh's authority key, only where the mesh was founded (0600)
+membership     the mesh and the grants that a ticket gave
+contacts       where other peers were last seen
+port           the UDP port of the last run, taken again if it is free
+store/ logs/   documents and blocks; workers' output
+lock           held while a peer runs
 """
 
 from __future__ import annotations

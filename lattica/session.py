@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import anyio
+
 from lattica.actors.context import Context, find_current, set_current
 from lattica.config import Config
 from lattica.errors import ActorsError
@@ -139,7 +141,7 @@ class Session:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._serve())
+            anyio.run(self._serve)
         except BaseException as error:
             if not self._ready.done():
                 self._ready.set_exception(error)

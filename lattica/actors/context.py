@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import logging
 import os
 import threading
@@ -42,6 +43,9 @@ class Context:
         self.loop = loop
         self.kind = kind
         self.name = name
+        # What is posted runs in the loop's own context, wherever it was posted from: there
+        # anyio knows which library it is on (with sniffio installed it does not guess).
+        self._home = contextvars.copy_context()
         self._posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._scheduled = False
         self._closed = False
@@ -145,7 +149,7 @@ class Context:
         if not self._scheduled:
             self._scheduled = True
             try:
-                self.loop.call_soon_threadsafe(self._drain)
+                self.loop.call_soon_threadsafe(self._drain, context=self._home)
             except RuntimeError:  # the loop is closed: the interpreter is on its way out
                 self._closed = True
 
@@ -160,7 +164,7 @@ class Context:
             if function == self._begin:
                 # The new task takes its first step before the rest of the queue.
                 self._scheduled = True
-                self.loop.call_soon(self._drain)
+                self.loop.call_soon(self._drain, context=self._home)
                 return
 
     def _begin(

@@ -117,7 +117,7 @@ class Responder:
             total=info.total,
             available=info.available,
             actors=info.actors,
-            documents=peer.open_documents,
+            documents={name: doc.digest() for name, doc in peer.documents.opened.items()},
             refused=peer.rpc.counters["refused:permission"],
             uptime_s=round(time.monotonic() - self._started, 1),
             can_invite=peer.can_invite,

@@ -33,7 +33,7 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     total: dict[str, float]
     available: dict[str, float]
     actors: int
-    documents: list[str]
+    documents: dict[str, str]  # open ones, and the digest of what each says
     refused: int  # calls refused for want of a grant
     uptime_s: float
     can_invite: bool

@@ -1,0 +1,317 @@
+"""A peer: one identity, one socket, and every layer on top of it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import anyio.abc
+import msgspec
+
+from lattica.actors.host import Host
+from lattica.actors.messages import NodeInfo
+from lattica.actors.owner import Owner
+from lattica.clock import Clock, SystemClock
+from lattica.config import Config
+from lattica.dht import Dht, dht_key
+from lattica.errors import AddressError, DhtError, GrantError, LatticaError, PortInUseError
+from lattica.home import Home
+from lattica.identity import grants, tickets
+from lattica.identity.keys import Identity, PeerId
+from lattica.identity.tickets import Contact, Ticket
+from lattica.link.endpoint import Endpoint
+from lattica.path import addresses as address_text
+from lattica.path.udp import UdpPath
+from lattica.rpc import Rpc
+from lattica.store import Blocks, Document, Documents
+
+S = TypeVar("S")
+log = logging.getLogger("lattica.peer")
+
+ANNOUNCE_EVERY = 15.0  # seconds between capability records that say nothing new
+ANNOUNCE_STEP = 0.5  # seconds; changes are looked for this often
+ANNOUNCE_TTL = 45.0
+LEAVE_TIMEOUT = 2.0  # seconds for good-byes
+LOOPBACK = "127.0.0.1:0"
+EVERYWHERE = "0.0.0.0:0"
+
+
+class PeerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a peer is and what it offers.
+
+    `None` for a resource means this machine's own amount.
+    """
+
+    home: Path | None = None  # None: a temporary home, forgotten at the end
+    ticket: str | None = None  # the mesh to join; None: the home's own, or a new one
+    name: str = ""  # how people call it; default: the machine's name
+    listen: str = ""  # host:port; default: loopback, or every interface where others are remote
+    cpus: float | None = None
+    gpus: float = 0.0
+    memory: int | None = None  # bytes
+    resources: dict[str, float] = {}
+    labels: dict[str, str] = {}
+    config: Config = Config()
+
+
+class Peer:
+    """One member of a mesh. Made by `Peer.open`."""
+
+    endpoint: Endpoint
+    rpc: Rpc
+    dht: Dht
+    documents: Documents
+    blocks: Blocks
+    host: Host
+    core: Owner
+
+    def __init__(
+        self,
+        options: PeerOptions,
+        home: Home,
+        identity: Identity,
+        membership: grants.Membership,
+        clock: Clock,
+    ) -> None:
+        """Use `Peer.open`."""
+        self.options = options
+        self.home = home
+        self.identity = identity
+        self.membership = membership
+        self.clock = clock
+        self.name = options.name or socket.gethostname()
+        self._authority = home.authority()
+        self._scopes = grants.verify_chain(
+            membership.chain, mesh=membership.mesh, subject=identity.peer_id, now=clock.time()
+        )
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(
+        cls, options: PeerOptions | None = None, *, clock: Clock | None = None
+    ) -> AsyncIterator[Peer]:
+        """Run a peer for as long as the context lasts.
+
+        Raises:
+            HomeError, KeyFileError, TicketError, GrantError: the home or the ticket is at fault.
+            PortInUseError, AddressError: `listen` cannot be bound.
+            DhtError: none of the ticket's contacts answers.
+        """
+        options = options or PeerOptions()
+        clock = clock or SystemClock()
+        failure: Exception | None = None
+        async with contextlib.AsyncExitStack() as stack:
+            directory = options.home
+            if directory is None:
+                folder = tempfile.TemporaryDirectory(prefix="lattica-", ignore_cleanup_errors=True)
+                directory = Path(stack.enter_context(folder))
+            home = Home(directory, clock=clock)
+            stack.enter_context(home.locked())
+            identity = home.identity()
+            membership = home.membership(identity, options.ticket)
+            peer = cls(options, home, identity, membership, clock)
+            try:
+                await peer._start(stack)
+                yield peer
+            except Exception as error:  # noqa: BLE001 - raised again below
+                failure = error
+        # Raised here, past the layers' task groups, which would wrap it in one group each.
+        if failure is not None:
+            raise failure
+
+    # ------------------------------------------------------------------ for users
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The `host:port`s at which others can dial this peer."""
+        return self.endpoint.addresses
+
+    @property
+    def can_invite(self) -> bool:
+        """Whether this peer holds the mesh's authority key."""
+        return self._authority is not None
+
+    def invite(
+        self,
+        *,
+        valid_for: float = 7 * tickets.DAY,
+        scopes: Sequence[str] = grants.MEMBER,
+    ) -> Ticket:
+        """A ticket to this mesh, good for `valid_for` seconds.
+
+        Raises:
+            GrantError: this peer does not hold the mesh's authority key.
+        """
+        if self._authority is None:
+            raise GrantError(
+                "this peer does not hold the mesh's authority key; invite from the machine "
+                "where the mesh was founded: lattica invite"
+            )
+        here = Contact(self.identity.peer_id, self.addresses)
+        return tickets.issue(
+            self._authority, [here], now=self.clock.time(), valid_for=valid_for, scopes=scopes
+        )
+
+    def serve(self, name: str, service: object) -> None:
+        """Offer an RPC service to the mesh; see `lattica.rpc.Rpc.register`."""
+        self.rpc.register(name, service)
+
+    def client(
+        self, peer: PeerId, service: type[S], name: str, *, timeout: float | None = None
+    ) -> S:
+        """A typed stub of a peer's service; see `lattica.rpc.Rpc.client`."""
+        return self.rpc.client(peer, service, name, timeout=timeout)
+
+    async def document(self, name: str) -> Document:
+        """The replicated document `name`."""
+        return await self.documents.open(name)
+
+    def node_info(self) -> NodeInfo:
+        """This peer's capability record."""
+        return msgspec.structs.replace(
+            self.host.node_info(), addresses=self.addresses, scopes=tuple(sorted(self._scopes))
+        )
+
+    # ------------------------------------------------------------------ inside
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        config = self.options.config
+        contacts = [c for c in self.home.contacts() if c.peer != self.identity.peer_id]
+        self.endpoint = await stack.enter_async_context(
+            Endpoint(
+                self.identity,
+                self.membership,
+                self._bind(contacts),
+                name=self.name,
+                config=config.link,
+                clock=self.clock,
+            )
+        )
+        self.home.port = address_text.split(self.addresses[0])[1]
+        self.rpc = await stack.enter_async_context(
+            Rpc(self.endpoint, config=config.rpc, name=self.name)
+        )
+        self.dht = await stack.enter_async_context(
+            Dht(
+                self.rpc,
+                self.identity,
+                config=config.dht,
+                clock=self.clock,
+                addresses=lambda: self.addresses,
+                directory=self.home.store,
+            )
+        )
+        self.documents = await stack.enter_async_context(
+            Documents(
+                self.rpc,
+                self.dht,
+                self.identity,
+                self.membership,
+                self.home.store / "documents",
+                config.store,
+                self.clock,
+            )
+        )
+        self.blocks = await stack.enter_async_context(
+            Blocks(self.home.store / "blocks", self.rpc, self.dht, config.store)
+        )
+        await self._start_actors(stack)
+        await self._bootstrap(contacts)
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        stack.push_async_callback(self._leave)
+        stack.callback(tasks.cancel_scope.cancel)
+        tasks.start_soon(self._announce)
+
+    async def _start_actors(self, stack: contextlib.AsyncExitStack) -> None:
+        options, config = self.options, self.options.config.actors
+        self.core = Owner(
+            self.rpc, self.dht, mesh=self.membership.mesh, config=config, clock=self.clock
+        )
+        self.host = Host(
+            self.rpc,
+            self.name,
+            _offered(options),
+            options.labels,
+            self.core,
+            self.home.logs,
+            config,
+            clock=self.clock,
+        )
+        self.core.offer(self.node_info)
+        await stack.enter_async_context(self.core)
+        await stack.enter_async_context(self.host)
+
+    def _bind(self, contacts: Sequence[Contact]) -> UdpPath:
+        """The socket: as asked, or loopback unless others can only be elsewhere."""
+        listen = self.options.listen or (EVERYWHERE if _any_remote(contacts) else LOOPBACK)
+        buffer = self.options.config.link.socket_buffer
+        host, port = address_text.split(listen)
+        if port == 0 and self.home.port:
+            try:
+                return UdpPath.bind(address_text.join(host, self.home.port), socket_buffer=buffer)
+            except PortInUseError:
+                log.info("port %d of the last run is taken now", self.home.port)
+        return UdpPath.bind(listen, socket_buffer=buffer)
+
+    async def _bootstrap(self, contacts: Sequence[Contact]) -> None:
+        try:
+            await self.dht.bootstrap(contacts)
+        except DhtError:
+            if self.options.ticket is not None:
+                raise  # the user is there and can get another ticket
+            log.warning("no peer of the last run answers; trying on")
+
+    async def _announce(self) -> None:
+        """Publish the capability record whenever it changed, and before it expires."""
+        key = dht_key("nodes", self.membership.mesh)
+        said: NodeInfo | None = None
+        due = 0.0
+        while True:
+            info = self.node_info()
+            if info != said or self.clock.monotonic() >= due:
+                try:
+                    await self.dht.put(key, "node", info, ttl=ANNOUNCE_TTL)
+                except LatticaError as error:
+                    log.info("the capability record was not stored: %s", error)
+                else:
+                    said = info
+                due = self.clock.monotonic() + ANNOUNCE_EVERY
+            await anyio.sleep(ANNOUNCE_STEP)
+
+    async def _leave(self) -> None:
+        with anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
+            try:
+                await self.dht.remove(dht_key("nodes", self.membership.mesh), "node")
+            except LatticaError as error:
+                log.info("left without a good-bye: %s", error)  # the record expires by itself
+
+
+def _offered(options: PeerOptions) -> dict[str, float]:
+    """What is offered by choice; the host fills in what this machine has."""
+    offered = {"GPU": options.gpus, **options.resources}
+    if options.cpus is not None:
+        offered["CPU"] = options.cpus
+    if options.memory is not None:
+        offered["memory"] = float(options.memory)
+    elif options.cpus == 0:
+        offered["memory"] = 0.0  # a guest that runs nothing
+    return offered
+
+
+def _any_remote(contacts: Sequence[Contact]) -> bool:
+    """Whether some contact has an address off this machine."""
+    for contact in contacts:
+        for address in contact.addresses:
+            try:
+                host, _ = address_text.split(address)
+            except AddressError:
+                continue  # not dialled either
+            if not address_text.is_loopback(host):
+                return True
+    return False
