@@ -15,6 +15,7 @@ from lattica.rpc.codec import Packed
 from lattica.rpc.framing import FrameReader, frame
 
 YIELD_EVERY = 32 * 1024  # bytes after which a producer that never waits lets others run
+ITEM_COST = 128  # bytes that an item counts for besides its own: it takes time however small
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(m.StreamFrame).decode
 
@@ -48,6 +49,7 @@ class ItemWriter:
         await self._put(memoryview(data))
         for view in item.views:
             await self._put(view)
+        self._since_yield += ITEM_COST
         if self._since_yield >= YIELD_EVERY:
             self._since_yield = 0
             await asyncio.sleep(0)
@@ -143,6 +145,7 @@ class ItemReader:
         self._missing = 0
         self._arrived = self._taken = 0
         self._granted = self._window
+        self._since_yield = 0
         self._waiter: asyncio.Future[None] | None = None
         self.outcome: m.End | m.Failure | LatticaError | None = None
 
@@ -242,6 +245,11 @@ class ItemReader:
                 self._waiter = None
         item = self._ready.popleft()
         self._taken += item.nbytes
+        self._since_yield += item.nbytes + ITEM_COST
+        if self._since_yield >= YIELD_EVERY:
+            # Nor may a consumer that always finds an item ready keep the loop to itself.
+            self._since_yield = 0
+            await asyncio.sleep(0)
         self._grant()
         return item
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
+from typing import TypeVar
 
 from lattica.config import RpcConfig
 from lattica.identity import grants
@@ -12,6 +15,23 @@ from lattica.identity.keys import Identity
 from lattica.identity.signed import Signed
 from lattica.link.memory import MemoryLinks, MemoryNetwork
 from lattica.rpc import Rpc
+
+T = TypeVar("T")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until `condition` holds; what it waits for needs no real time."""
+    for _ in range(100_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never came true")
+
+
+async def collect(items: AsyncIterator[T], into: list[T]) -> None:
+    """Read a stream to its end; `into` keeps what came before an error."""
+    async for item in items:
+        into.append(item)  # noqa: PERF401
 
 
 class Mesh:

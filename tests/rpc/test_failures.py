@@ -61,13 +61,13 @@ def test_a_peer_cannot_name_other_classes(name: str) -> None:
     assert type(to_error(Failure(1, name, "x"), "b")) is errors.RemoteError
 
 
-class Rude(Exception):
+class RudeError(Exception):
     def __str__(self) -> str:
         raise ValueError("no text")
 
 
 def test_rude_exceptions() -> None:
-    assert "could not be made" in to_failure(1, Rude(), with_traceback=False).message
+    assert "could not be made" in to_failure(1, RudeError(), with_traceback=False).message
     long = to_failure(1, ValueError("x" * 1_000_000), with_traceback=True)
     assert len(long.message) == MAX_MESSAGE
     assert to_failure(1, ValueError("\ud800"), with_traceback=False).message == "?"

@@ -79,9 +79,9 @@ def test_wrong_arguments_are_named(args: Any, kwargs: Any, says: str) -> None:
 
 
 def test_wrong_results_are_named() -> None:
-    with pytest.raises(BadResultError, match="one.*returned"):
+    with pytest.raises(BadResultError, match=r"one.*returned"):
         spec("one").check_result(1)
-    with pytest.raises(BadResultError, match="items.*yielded"):
+    with pytest.raises(BadResultError, match=r"items.*yielded"):
         spec("items").check_result("x")
 
 
