@@ -55,7 +55,9 @@ class Dht:
         self._addresses = addresses
         self._serve = serve
         self._tasks: anyio.abc.TaskGroup | None = None
-        self._republished = self._clock.monotonic()
+        self._reunited = self._clock.monotonic()
+        self._was_alone = True
+        self._said_where: tuple[str, ...] | None = None
         self.counters: Counter[str] = Counter()
         self.kinds = Kinds()
         self._verifier = Verifier(self.kinds, self._config)
@@ -202,6 +204,7 @@ class Dht:
     async def leave(self) -> None:
         """Take back all that this peer said, before it goes; best effort, within one query."""
         with anyio.move_on_after(self._config.query_timeout):
+            self._said_where = None
             async with anyio.create_task_group() as goodbyes:
                 for key, kind in self._publisher.owned():
                     goodbyes.start_soon(self.remove, key, kind)
@@ -235,13 +238,13 @@ class Dht:
 
     # ----------------------------------------------------------------------- upkeep
 
-    async def republish(self) -> int:
-        """Renew every record of this peer; how many some other peer took."""
-        alone = not len(self.table)
-        self._republished = float("-inf") if alone else self._clock.monotonic()
-        if self._publisher.owns(node_id(self.local), PEER):
-            self._own_addresses()  # they may have changed since
-        return await self._publisher.republish()
+    async def republish(self, *, only_due: bool = False) -> int:
+        """Renew every record of this peer, or those it is time for; how many were taken."""
+        moved = self._said_where not in (None, self._where())
+        if moved:
+            self._own_addresses()
+        self._was_alone = not len(self.table)
+        return await self._publisher.republish(only_due=only_due and not moved)
 
     def expire(self) -> int:
         """Forget expired records; how many."""
@@ -251,11 +254,18 @@ class Dht:
         """One round of upkeep: expiry, renewal, refresh, and a new start if all are lost."""
         self.expire()
         await self.neighbours.rejoin_if_alone()
-        if self._republished + self._config.republish_every <= self._clock.monotonic():
-            await self.neighbours.reunite()
-            await self.republish()
+        await self._reunite()
+        # What was said while nobody was there to keep a copy is said again at once.
+        await self.republish(only_due=not self._was_alone)
         await self.neighbours.refresh()
         self.neighbours.save()
+
+    async def _reunite(self) -> None:
+        now = self._clock.monotonic()
+        if self._reunited + self._config.republish_every <= now:
+            self._reunited = now
+            if await self.neighbours.reunite():
+                await self.republish()
 
     async def _maintain(self) -> None:
         while True:
@@ -290,7 +300,8 @@ class Dht:
         return [record for record in found if record.author in alive]
 
     def _own_addresses(self) -> None:
-        self._publisher.own(node_id(self.local), PEER, PeerAddresses(self._where()))
+        self._said_where = self._where()
+        self._publisher.own(node_id(self.local), PEER, PeerAddresses(self._said_where))
 
     def _where(self) -> tuple[str, ...]:
         return clean_addresses(self._addresses())

@@ -10,7 +10,7 @@ from lattica.identity.tickets import Contact
 from lattica.rpc.buffers import Buffer
 
 SERVICE = "dht"
-MAX_ADDRESSES = 16
+MAX_ADDRESSES = 8  # of one peer; hearsay must not make us dial half the network
 MAX_ADDRESS = 128  # characters
 
 
@@ -29,7 +29,7 @@ class PeerAddresses(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
 
 
 def clean_addresses(addresses: Iterable[str]) -> tuple[str, ...]:
-    """The well-formed `host:port`s among what a peer says, in order, at most 16."""
+    """The well-formed `host:port`s among what a peer says, in order, at most 8."""
     kept: dict[str, None] = {}
     for address in addresses:
         if len(kept) == MAX_ADDRESSES:

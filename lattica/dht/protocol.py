@@ -131,7 +131,7 @@ class DhtProtocol:
                 nodes.append(known)  # what a peer said of itself beats hearsay
                 continue
             addresses = clean_addresses(contact.addresses)
-            if addresses:
+            if addresses and self._rpc.links.find(contact.peer) is None:
                 self._rpc.links.learn(contact.peer, addresses)
             nodes.append(PeerNode(contact.peer, addresses))
         return nodes

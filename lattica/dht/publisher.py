@@ -123,8 +123,11 @@ class Publisher:
         refusals = tuple(error for error in outcomes if error is not None)
         return Replication(len(outcomes) - len(refusals), len(nodes), refusals)
 
-    async def republish(self) -> int:
-        """Say everything owned again with a later expiry; how many some other peer took."""
+    async def republish(self, *, only_due: bool = False) -> int:
+        """Say what is owned again with a later expiry; how many some other peer took.
+
+        Due is what is `republish_every` seconds old, or a third of a shorter ttl.
+        """
         room = anyio.CapacityLimiter(MAX_PARALLEL)
         kept = 0
 
@@ -139,9 +142,14 @@ class Publisher:
                 kept += done.acknowledged > 0
 
         async with anyio.create_task_group() as records:
-            for key, kind in self.owned():
-                records.start_soon(again, key, kind)
+            for (key, kind), owned in tuple(self._owned.items()):
+                if not only_due or self._is_due(owned):
+                    records.start_soon(again, key, kind)
         return kept
+
+    def _is_due(self, owned: Owned) -> bool:
+        age = self._clock.time() - (owned.expires - owned.ttl)
+        return age >= min(self._config.republish_every, owned.ttl / 3)
 
     def _say(self, key: bytes, kind: str, owned: Owned) -> Signed:
         record = Record(key, kind, self._next_sequence(), owned.expires, owned.value)

@@ -12,7 +12,7 @@ import msgspec
 
 from lattica.config import DhtConfig
 from lattica.dht.keys import KEY_BYTES, node_id
-from lattica.dht.messages import PeerAddresses
+from lattica.dht.messages import MAX_ADDRESSES, PeerAddresses
 from lattica.errors import RecordError, SignatureError
 from lattica.identity import wire
 from lattica.identity.keys import Identity, PeerId
@@ -155,4 +155,4 @@ def seal(identity: Identity, record: Record) -> Signed:
 
 
 def _stands_at_its_own_key(author: PeerId, record: Record, value: PeerAddresses) -> bool:
-    return record.key == node_id(author) and len(value.addresses) <= 16
+    return record.key == node_id(author) and len(value.addresses) <= MAX_ADDRESSES

@@ -16,6 +16,7 @@ from lattica.config import DhtConfig
 from lattica.dht import Dht
 from lattica.identity import grants
 from lattica.identity.keys import Identity, PeerId
+from lattica.identity.signed import Signed
 from lattica.identity.tickets import Contact
 from lattica.link.memory import MemoryLinks, MemoryNetwork
 from lattica.rpc import Rpc
@@ -85,7 +86,7 @@ class Mesh:
             number = self._next
             self._next += 1
         who, authority = identity(number), identity(AUTHORITY)
-        chain = ()
+        chain: tuple[Signed, ...] = ()
         if member:
             chain = (
                 grants.issue(

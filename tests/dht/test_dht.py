@@ -8,9 +8,8 @@ import anyio
 import pytest
 
 from lattica.config import DhtConfig
-from lattica.dht import dht_key, node_id
+from lattica.dht import PeerAddresses, dht_key, node_id
 from lattica.dht.messages import SERVICE
-from lattica.dht.records import PEER
 from lattica.dht.service import DhtService
 from lattica.errors import (
     BadArgumentsError,
@@ -114,18 +113,25 @@ async def test_a_record_lives_by_republishing_and_dies_without() -> None:
         assert len(await reader.dht.get(KEY, "note", str)) == 1
 
 
-async def test_upkeep_republishes_when_it_is_time() -> None:
+async def test_upkeep_renews_a_record_when_it_is_time() -> None:
     async with mesh(3) as made:
         reader, _, author = made.peers
-        await author.dht.put(KEY, "note", "hello", ttl=60.0)
-        (before,) = await reader.dht.get(KEY, "note", str)
+        short, usual = dht_key("test", "short"), dht_key("test", "usual")
+        await author.dht.put(short, "note", "hello", ttl=30.0)
+        await author.dht.put(usual, "note", "hello")
+
+        async def expiries() -> list[float]:
+            found = [(await reader.dht.get(key, "note", str))[0] for key in (short, usual)]
+            return [record.expires - NOW for record in found]
+
         await author.dht.maintain()
-        assert await reader.dht.get(KEY, "note", str) == [before]
-        made.clock.advance(CONFIG.republish_every)
+        assert await expiries() == [30.0, CONFIG.record_ttl]
+        made.clock.advance(10.0)  # a third of the shorter ttl
         await author.dht.maintain()
-        (after,) = await reader.dht.get(KEY, "note", str)
-        assert after.sequence > before.sequence
-        assert after.expires == made.clock.time() + 60.0
+        assert await expiries() == [40.0, CONFIG.record_ttl]
+        made.clock.advance(CONFIG.republish_every - 10.0)
+        await author.dht.maintain()
+        assert await expiries() == [70.0, CONFIG.republish_every + CONFIG.record_ttl]
 
 
 async def test_what_a_lone_peer_said_is_copied_soon_after_another_joins() -> None:
@@ -305,18 +311,13 @@ async def test_look_ups_return_contacts_with_addresses() -> None:
         }
 
 
-async def test_a_changed_address_is_published_with_the_next_renewal() -> None:
+async def test_a_changed_address_is_published_at_the_next_upkeep() -> None:
     async with mesh(3) as made:
-        moved, seeker, _ = made.peers
+        seeker, _, moved = made.peers
         moved.dht._addresses = lambda: ("10.9.9.9:9",)
-        await moved.dht.republish()
-        (found,) = [
-            record.value.addresses  # type: ignore[attr-defined]
-            for record in await seeker.dht.get(
-                node_id(moved.id), PEER, made.peers[0].dht.kinds._types[PEER][0]
-            )
-        ]
-        assert found == ("10.9.9.9:9",)
+        await moved.dht.maintain()
+        (found,) = await seeker.dht.get(node_id(moved.id), "peer", PeerAddresses)
+        assert found.value.addresses == ("10.9.9.9:9",)
 
 
 # ------------------------------------------------------------------ bootstrap

@@ -13,6 +13,7 @@ from lattica.dht.messages import SERVICE, FindReply
 from lattica.dht.records import PEER
 from lattica.dht.service import DhtService
 from lattica.identity import wire
+from lattica.identity.keys import PeerId
 from lattica.identity.signed import Signed
 from lattica.identity.tickets import Contact
 from lattica.rpc import Buffer, caller, method
@@ -41,7 +42,7 @@ async def test_60_peers_find_every_record_and_still_do_when_18_are_killed() -> N
             assert not close & {victim.id for victim in victims}
 
 
-async def check_all_found(made: Mesh, keys: dict[object, bytes], rng: random.Random) -> None:
+async def check_all_found(made: Mesh, keys: dict[PeerId, bytes], rng: random.Random) -> None:
     for author, key in keys.items():
         reader = rng.choice(made.peers)
         found = await reader.dht.get(key, "note", str)
