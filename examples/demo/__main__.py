@@ -72,7 +72,7 @@ def tell(story: Story, machines: Machines, *, keep: bool) -> None:
             ticket, peers = mesh.start_peers(story, machines, MODEL)
             gateway = machines.start(
                 *("gateway", "gateway", "--ticket", ticket),
-                *("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"),
+                *("--listen", "127.0.0.1:0", "--cpus", "0", "--port", "0"),
             )
             mesh.show_peers(story, peers)
         with story.chapter("2. Functions and actors"), lattica.init(ticket, name="driver"):
@@ -83,7 +83,7 @@ def tell(story: Story, machines: Machines, *, keep: bool) -> None:
         with story.chapter("4. What every peer knows"):
             mesh.document(story, peers)
         with story.chapter("5. One language model over three peers"):
-            url = model.wait_until_covered(story, gateway)
+            url = model.gateway_url(story, gateway)
             model.show_volunteers(story, peers)
             model.answers(story, url, MODEL, reference)
         with story.chapter("6. A peer dies in mid-sentence"):

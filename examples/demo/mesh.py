@@ -16,6 +16,7 @@ import anyio
 
 import lattica
 from examples.demo.machines import Machine, Machines
+from examples.demo.model import MODEL_NAME
 from examples.demo.story import Story
 from examples.demo.work import Camera, where
 from lattica.actors.host_service import HostService
@@ -28,8 +29,8 @@ from lattica.path.udp import UdpPath
 from lattica.rpc import Buffer, Rpc
 
 NAMES = ("alpha", "beta", "gamma", "delta")
-MODEL_NAME = "tiny"
 TASKS = 12
+LAYERS_EACH = 3  # of the model's eight: three peers hold it, the fourth stands by
 SETTLE = 20.0  # seconds that something eventual may take
 
 PEERS = "four peers found each other from one ticket"
@@ -43,9 +44,9 @@ DOCUMENT = "the replicated document reads the same on all peers"
 
 def start_peers(story: Story, machines: Machines, model: Path) -> tuple[str, list[Machine]]:
     """Start all four; only the first one's ticket is known to the others."""
-    share = ("--listen", "127.0.0.1:0", "--cpus", "1")
+    share = ("--listen", "127.0.0.1:0", "--cpus", "1", "--capacity", str(LAYERS_EACH))
     with story.busy("starting alpha, which holds the model's weights"):
-        first = machines.start(NAMES[0], "serve", str(model), *share)
+        first = machines.start(NAMES[0], "serve", str(model), "--model-name", MODEL_NAME, *share)
         ticket = str(first.wait_for("up")["ticket"])
     with story.busy("starting beta, gamma and delta with alpha's ticket"):
         others = [

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -13,6 +14,7 @@ from examples.demo.machines import Machine
 from examples.demo.reference import MAX_TOKENS, Reference
 from examples.demo.story import Story
 
+MODEL_NAME = "tiny"
 QUESTIONS = ("What is 34+57?", "Count from 5 to 40.")
 LONG_QUESTION = "Count from 7 to 48."
 KILL_AFTER = 12  # tokens
@@ -30,7 +32,6 @@ class Answer(msgspec.Struct, frozen=True):
     pieces: int
     seconds: float
     longest_gap: float  # seconds between two pieces
-    route: str  # which peer held which layers at the start
 
 
 def ask(
@@ -39,23 +40,22 @@ def ask(
     *,
     on_piece: Callable[[str], None],
     after: int = 0,
-    then: Callable[[str], None] | None = None,
+    then: Callable[[], None] | None = None,
 ) -> Answer:
-    """Stream an answer with the real `openai` client; call `then(route)` after some pieces."""
+    """Stream an answer with the real `openai` client; call `then()` after some pieces."""
     import openai
 
     started = last = time.monotonic()
     pieces, gap, text = 0, 0.0, ""
     with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
-        response = client.chat.completions.with_raw_response.create(
-            model="tiny",
+        chunks = client.chat.completions.create(
+            model=MODEL_NAME,
             messages=[{"role": "user", "content": question}],
             temperature=0,
             max_tokens=MAX_TOKENS,
             stream=True,
         )
-        route = response.headers.get("x-lattica-route", "")
-        for chunk in response.parse():
+        for chunk in chunks:
             piece = (chunk.choices[0].delta.content or "") if chunk.choices else ""
             if not piece:
                 continue
@@ -64,33 +64,46 @@ def ask(
             pieces, text = pieces + 1, text + piece
             on_piece(piece)
             if then is not None and pieces == after:
-                then(route)
-    return Answer(text, pieces, time.monotonic() - started, gap, route)
+                then()
+    return Answer(text, pieces, time.monotonic() - started, gap)
 
 
-def wait_until_covered(story: Story, gateway: Machine) -> str:
-    """The gateway's URL, once three stages cover every layer and one stands by."""
-    with story.busy("waiting for the volunteers to take their layers"):
-        up = gateway.wait_for("gateway", READY_TIMEOUT)
-    return str(up["url"])
+def stages(url: str) -> list[tuple[str, str]]:
+    """The live stages as the gateway sees them, in layer order: peer and span."""
+    with urllib.request.urlopen(url.removesuffix("/v1") + "/healthz", timeout=20) as answer:
+        models = json.load(answer)["models"]
+    found = models.get(MODEL_NAME, {"stages": []})["stages"]
+    spans = [(stage["peer"], stage["span"]) for stage in found]
+    return sorted(spans, key=lambda stage: int(stage[1].split(":")[0]))
+
+
+def route(url: str) -> str:
+    """The stages for people: `alpha 0:3 > beta 3:6 > gamma 6:8`."""
+    return " > ".join(f"{peer} {span}" for peer, span in stages(url))
+
+
+def gateway_url(story: Story, gateway: Machine) -> str:
+    """Where the gateway answers."""
+    with story.busy("waiting for the gateway"):
+        return str(gateway.wait_for("gateway", READY_TIMEOUT)["url"])
 
 
 def show_volunteers(story: Story, machines: list[Machine]) -> None:
     """Who holds which layers, and where its weights came from."""
+    with story.busy("waiting for the volunteers to take their layers"):
+        events = {machine.name: machine.wait_for("serving", READY_TIMEOUT) for machine in machines}
+    names = {machine.wait_for("up")["peer"]: machine.name for machine in machines}
     rows = []
     fetched = 0
-    for machine in machines:
-        event = machine.wait_for("serving", READY_TIMEOUT)
-        sources: dict[str, Any] = event.get("fetched", {})
+    for name, event in events.items():
+        sources: dict[str, int] = event["fetched"]
         fetched += bool(sources)
-        rows.append(
-            [
-                machine.name,
-                event["span"] or "stands by",
-                ", ".join(f"{size / 1e6:.1f} MB from {name}" for name, size in sources.items())
-                or "has them on disk",
-            ]
-        )
+        origin = [
+            f"{size / 1e6:.1f} MB from {names.get(peer, peer[:8])}"
+            for peer, size in sources.items()
+        ]
+        layers = f"{event['span']} of {event['layers']}" if event["span"] else "stands by"
+        rows.append([name, layers, ", ".join(origin) or "on its own disk"])
     story.table(["volunteer", "layers", "weights"], rows)
     story.keep(WEIGHTS, fetched >= 2, f"{fetched} volunteers fetched verified blocks")
 
@@ -114,7 +127,7 @@ def answers(story: Story, url: str, model: Path, reference: Reference) -> None:
         expected = reference.answer(question)
         total += answer.pieces
         same += answer.text == expected.text and tokens(answer.text) == expected.tokens
-        story.say(f"[dim]{answer.pieces / answer.seconds:.0f} tokens/s over {answer.route}[/]")
+        story.say(f"[dim]{answer.pieces / answer.seconds:.0f} tokens/s over {route(url)}[/]")
     story.keep(SAME, same == len(QUESTIONS), f"{same} of {len(QUESTIONS)} answers, {total} tokens")
 
 
@@ -123,31 +136,24 @@ def kill_in_mid_sentence(
     url: str,
     machines: list[Machine],
     reference: Reference,
-) -> Machine:
-    """`kill -9` on the middle stage while it answers; returns the machine that was killed."""
+) -> None:
+    """`kill -9` on the middle stage while it answers."""
     by_name = {machine.name: machine for machine in machines}
-    killed: list[Machine] = []
+    middle = by_name[stages(url)[1][0]]
 
-    def kill(route: str) -> None:
-        middle = by_name[route.split(", ")[1].split(" ")[0]]
+    def kill() -> None:
         middle.kill()
-        killed.append(middle)
         story.raw(f" [kill -9 {middle.name}] ")
 
     story.console.print(f"  [bold]{LONG_QUESTION}[/] ", end="")
     answer = ask(url, LONG_QUESTION, on_piece=story.raw, after=KILL_AFTER, then=kill)
     story.console.print()
-    after = ask(url, QUESTIONS[0], on_piece=lambda _: None)
-    story.say(f"[dim]layers now: {after.route}[/]")
-    held = (
-        bool(killed)
-        and answer.text == reference.answer(LONG_QUESTION).text
-        and killed[0].name not in after.route
-    )
+    same = answer.text == reference.answer(LONG_QUESTION).text
+    after = route(url)
+    story.say(f"[dim]layers now: {after}[/]")
     story.keep(
         FAILOVER,
-        held,
-        f"{killed[0].name if killed else 'nobody'} killed after {KILL_AFTER} of "
-        f"{answer.pieces} tokens; gap {answer.longest_gap * 1000:.0f} ms",
+        same and answer.pieces > KILL_AFTER and middle.name not in after,
+        f"{middle.name} killed after {KILL_AFTER} of {answer.pieces} tokens; "
+        f"gap {answer.longest_gap * 1000:.0f} ms",
     )
-    return killed[0]

@@ -37,7 +37,7 @@ class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Answer(msgspec.Struct, frozen=True):
     """One answer: a report, or an error's class name and message."""
 
-    report: msgspec.Raw | None = None
+    report: msgspec.Raw = msgspec.Raw(b"null")
     error: str = ""
 
 
@@ -106,7 +106,7 @@ async def ask(home: Path, question: Ask, kind: type[T] | Any) -> T:
             "start one with: lattica up (or name its home with --home)"
         ) from None
     answer = msgspec.json.decode(line, type=Answer)
-    if answer.report is None:
+    if answer.error:
         raise ControlError(answer.error)
     result: T = msgspec.json.decode(answer.report, type=kind)
     return result

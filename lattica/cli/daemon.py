@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import anyio
+import msgspec
 
 from lattica.cli import control
 from lattica.cli.options import add_peer, peer_options
@@ -15,7 +16,7 @@ from lattica.cli.output import console, offers, print_json
 from lattica.cli.reports import InviteReport, PeerReport, StatusReport
 from lattica.errors import ControlError
 from lattica.identity.tickets import DAY
-from lattica.peer import Peer, PeerOptions
+from lattica.peer import EVERYWHERE, Peer, PeerOptions
 
 Work = Callable[[Peer], Awaitable[None]]
 
@@ -23,7 +24,7 @@ Work = Callable[[Peer], Awaitable[None]]
 def register_up(parser: argparse.ArgumentParser) -> None:
     """`lattica up`."""
     add_peer(parser)
-    parser.set_defaults(run=lambda args: run_peer(peer_options(args), as_json=args.json))
+    parser.set_defaults(run=_up)
 
 
 def register_join(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,13 @@ def register_join(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(
         run=lambda args: run_peer(peer_options(args, ticket=args.ticket), as_json=args.json)
     )
+
+
+async def _up(args: argparse.Namespace) -> None:
+    options = peer_options(args)
+    if not options.listen:  # a mesh is founded for others to join
+        options = msgspec.structs.replace(options, listen=EVERYWHERE)
+    await run_peer(options, as_json=args.json)
 
 
 async def run_peer(options: PeerOptions, *, as_json: bool, work: Work | None = None) -> None:

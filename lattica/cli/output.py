@@ -29,7 +29,7 @@ def print_json(value: Any) -> None:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A plain table."""
-    result = Table(box=None, pad_edge=False, header_style="bold")
+    result = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for column in columns:
         result.add_column(column, no_wrap=True)
     for row in rows:
