@@ -13,7 +13,6 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-import torch
 
 from lattica.cli.daemon import run_peer
 from lattica.cli.options import add_peer, home_of, peer_options
@@ -25,6 +24,7 @@ from serving.errors import ModelDirError, SpanError
 from serving.gateway import Gateway
 from serving.http import bind, serving
 from serving.loading import ModelFolder
+from serving.messages import StageInfo
 from serving.span import Span
 from serving.volunteer import Layers, Volunteer
 
@@ -108,8 +108,9 @@ async def serve(args: argparse.Namespace, peer: Peer) -> None:
         name=args.model_name,
         capacity=args.capacity,
         config=config,
+        on_change=lambda info: _tell(info, as_json=args.json),
     ) as volunteer:
-        _tell_serving(volunteer, as_json=args.json)
+        _tell_fetched(volunteer, as_json=args.json)
         await anyio.sleep_forever()
 
 
@@ -161,23 +162,26 @@ def _check_model(model: str) -> None:
         )
 
 
-def _tell_serving(volunteer: Volunteer, *, as_json: bool) -> None:
-    info = volunteer.info
+def _tell(info: StageInfo, *, as_json: bool) -> None:
     if as_json:
         print_json(
             {
-                "event": "serving",
+                "event": info.state,
                 "model": info.model,
                 "manifest": info.manifest,
-                "state": info.state,
-                "span": str(info.span) if info.span else None,
                 "layers": info.layers,
-                "fetched": volunteer.provided,
+                "span": str(info.span) if info.span else None,
             }
         )
+    elif info.state == "serving":
+        console().print(f"{info.name} serves layers {info.span} of {info.model}")
+    elif info.state == "standby":
+        console().print(f"{info.name} stands by for {info.model} (0:{info.layers})")
+
+
+def _tell_fetched(volunteer: Volunteer, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"event": "fetched", "bytes_by_provider": volunteer.provided})
         return
-    what = f"serves layers {info.span}" if info.span else "stands by for any layers"
-    out = console()
-    out.print(f"{info.name} {what} of {info.model} (0:{info.layers}), torch {torch.__version__}")
     for provider, count in volunteer.provided.items():
-        out.print(f"fetched {count / 1e6:.2f} MB from {provider[:8]}")
+        console().print(f"fetched {count / 1e6:.2f} MB from {provider[:8]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -20,7 +21,7 @@ from starlette.types import Send
 
 from lattica.errors import LatticaError
 from serving import client as mesh
-from serving.client import Client, NewToken, Started
+from serving.client import Client, NewToken, Replaced, Started
 from serving.errors import ContextTooLongError, RequestError
 from serving.http import Answer
 from serving.messages import StageInfo
@@ -34,6 +35,7 @@ from serving.text import Detokenizer, StopFilter, Tokenizer
 
 DEFAULT_ANSWER = 1024  # tokens, where the request names no limit
 R = TypeVar("R", bound=Common)
+log = logging.getLogger("serving.gateway")
 
 
 class TextModel:
@@ -61,6 +63,34 @@ class Work:
         self.prompt = prompt
         self.limit = limit
         self.produced = 0  # tokens
+        self.stages: tuple[str, ...] = ()  # names of the ring's volunteers, at the end
+        self.replaced: list[Replaced] = []
+
+    def note(self, event: Started | Replaced) -> None:
+        """Remember who answers."""
+        self.stages = event.names
+        if isinstance(event, Replaced):
+            self.replaced.append(event)
+            log.info(
+                "%s (layers %s) was lost after %d tokens: %s; gap %.0f ms",
+                event.lost_name, event.span, event.after, event.reason, event.gap_ms,
+            )  # fmt: skip
+
+    def story(self) -> dict[str, Any]:
+        """How the answer came about; OpenAI's clients keep it as an extra field."""
+        return {
+            "stages": list(self.stages),
+            "replaced": [
+                {
+                    "lost": event.lost_name,
+                    "layers": str(event.span),
+                    "after_tokens": event.after,
+                    "gap_ms": round(event.gap_ms, 1),
+                    "reason": event.reason,
+                }
+                for event in self.replaced
+            ],
+        }
 
     def usage(self) -> dict[str, int]:
         """OpenAI's usage object."""
@@ -209,7 +239,10 @@ class Gateway:
         async with self._client.generate(_request(work)) as events:
             async for piece in pieces(work, events):
                 text, finish = text + piece.text, piece.finish
-        await _send_response(JSONResponse(shape.whole(text, finish, work.usage())), send)
+        answer = JSONResponse(
+            {**shape.whole(text, finish, work.usage()), "lattica": work.story()}
+        )
+        await _send_response(answer, send)
 
     async def _stream(self, work: Work, shape: _Shape, send: Send) -> None:
         options = work.body.stream_options
@@ -226,7 +259,8 @@ class Gateway:
                     if piece.text:
                         await _send_event(send, shape.chunk(piece.text))
                     if piece.finish:
-                        await _send_event(send, shape.last(piece.finish))
+                        last = {**shape.last(piece.finish), "lattica": work.story()}
+                        await _send_event(send, last)
         except LatticaError as error:
             if not begun:
                 raise
@@ -244,10 +278,9 @@ async def pieces(
     """Tokens as text, cut at stop strings. Ends early at a stop string."""
     detokenizer, stops = Detokenizer(work.model.tokenizer), StopFilter(work.body.stops())
     async for event in events:
-        if isinstance(event, Started):
-            continue
         if not isinstance(event, NewToken):
-            continue  # a stage was replaced: the reader sees only that the text goes on
+            work.note(event)
+            continue
         work.produced += 1
         ends = event.finish == "stop"  # the end token itself has no text
         text = "" if ends else detokenizer.feed(event.token)

@@ -123,10 +123,7 @@ class Lap:
     ) -> AsyncIterator[Token]:
         last = len(self._route) - 1
         while True:
-            with anyio.move_on_after(self._config.token_timeout) as patience:
-                index, event = await heard.receive()
-            if patience.cancelled_caught:
-                raise await self._slowest()
+            index, event = await self._hear(heard)
             if not isinstance(event, Token):
                 raise self._failure(index, event)
             if index != last or event.position != position:
@@ -135,6 +132,21 @@ class Lap:
             yield event
             if event.finish:
                 return
+
+    async def _hear(self, heard: MemoryObjectReceiveStream[_Heard]) -> _Heard:
+        """The next word of any stage. Silence is fine while the stages get on."""
+        before: list[int] = []
+        while True:
+            with anyio.move_on_after(self._config.token_timeout):
+                return await heard.receive()
+            now = await self._progress()
+            if min(now) < 0 or now == before:
+                slowest = min(range(len(now)), key=lambda at: now[at])
+                raise StageFailure(
+                    self._route[slowest].peer,
+                    f"no token and no progress within {self._config.token_timeout:.0f} s",
+                )
+            before = now
 
     def _failure(self, index: int, event: Event | LatticaError) -> LatticaError:
         peer = self._route[index].peer
@@ -149,26 +161,21 @@ class Lap:
             return StageFailure(peer, f"{type(event).__name__}: {event}")
         return StageFailure(peer, f"said {type(event).__name__} out of turn")
 
-    async def _slowest(self) -> StageFailure:
-        """Which stage has computed least: it holds up the ring."""
-        progress: dict[int, int] = {}
+    async def _progress(self) -> list[int]:
+        """Tokens that each stage has computed; -1 for one that does not answer."""
+        progress = [-1] * len(self._route)
 
         async def ask(index: int) -> None:
             stub = self._peer.client(
                 self._route[index].peer, StageService, SERVICE, timeout=self._config.probe_timeout
             )
-            try:
+            with contextlib.suppress(LatticaError):
                 progress[index] = await stub.progress(self._session)
-            except LatticaError:
-                progress[index] = -1
 
         async with anyio.create_task_group() as tasks:
             for index in range(len(self._route)):
                 tasks.start_soon(ask, index)
-        index = min(progress, key=lambda at: (progress[at], at))
-        return StageFailure(
-            self._route[index].peer, f"no token within {self._config.token_timeout:.0f} s"
-        )
+        return progress
 
 
 class StageBusy(StageFailure):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from lattica.errors import BusyError, DeadlineError, LatticaError
+from lattica.errors import BusyError, DeadlineError, LatticaError, StoreError
 from serving.errors import (
     ContextTooLongError,
     NoCoverError,
@@ -177,7 +177,7 @@ def problem_of(error: LatticaError) -> Problem:
         return Problem(404, text, "invalid_request_error", "model_not_found")
     if isinstance(error, BusyError):
         return Problem(429, text, "server_error", "busy", error.retry_after)
-    if isinstance(error, NoCoverError):
+    if isinstance(error, NoCoverError | StoreError):  # its layers, or its files
         return Problem(503, text, "server_error", "no_cover", 5.0)
     if isinstance(error, DeadlineError):
         return Problem(504, text, "server_error", "timeout")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -53,11 +53,13 @@ class Volunteer:
         capacity: int | None = None,
         config: ServingConfig | None = None,
         clock: Clock | None = None,
+        on_change: Callable[[StageInfo], None] = lambda _: None,
     ) -> None:
         """`source`: a model folder, or the name of a model that the mesh serves already.
 
         `directory`: where fetched files go. `name`: how the model is called; the folder's
         name if None. `capacity`: layers held at most; what fits into memory if None.
+        `on_change` hears of every new state.
         """
         self.config = config or ServingConfig()
         self.provided: dict[str, int] = {}  # bytes fetched, by the provider's PeerId
@@ -67,6 +69,7 @@ class Volunteer:
         self._layers = layers
         self._capacity = capacity
         self._clock = clock or SystemClock()
+        self._on_change = on_change
         self._loading = anyio.Lock()
         self._rings: dict[SessionId, Ring] = {}
         self._ended = anyio.Event()  # replaced each time a session has ended
@@ -243,6 +246,7 @@ class Volunteer:
     def _change(self, info: StageInfo) -> None:
         self._info = info
         self._roster.publish(info)
+        self._on_change(info)
 
     def _reach(self, peer: PeerId) -> NextStage:
         return self._peer.client(peer, StageService, SERVICE, timeout=self.config.hop_timeout)

@@ -81,6 +81,7 @@ class FakePeer:
         self.identity = Identity.generate()
         self.name = name
         self.mesh = mesh
+        self.alive = True
         chain = issue(
             mesh.authority,
             mesh=mesh.authority.peer_id,
@@ -113,6 +114,7 @@ class FakePeer:
 
     def die(self) -> None:
         """As `kill -9` looks from outside: every link is lost, nothing is said."""
+        self.alive = False
         self.links.leave()
 
 

@@ -74,9 +74,9 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(chat: Path, tmp_path: Path) -> AsyncIterator[House]:
+async def open_house(chat: Path, tmp_path: Path, latency: float = 0.0) -> AsyncIterator[House]:
     """An empty house."""
-    async with Mesh().running() as mesh:
+    async with Mesh(latency).running() as mesh:
         yield House(mesh, chat, tmp_path)
 
 
@@ -255,7 +255,7 @@ async def test_a_full_mesh_is_429_with_retry_after(chat: Path, tmp_path: Path) -
 
 
 async def test_a_stage_dies_while_the_client_reads(chat: Path, tmp_path: Path) -> None:
-    async with open_house(chat, tmp_path) as house:
+    async with open_house(chat, tmp_path, latency=0.003) as house:
         await house.volunteer(Span(0, 3))
         await house.volunteer(Span(3, 6))
         await house.volunteer("standby")
@@ -263,12 +263,16 @@ async def test_a_stage_dies_while_the_client_reads(chat: Path, tmp_path: Path) -
         stream = await house.openai.chat.completions.create(
             model="tiny-chat", messages=MESSAGES, temperature=0, max_tokens=60, stream=True
         )
-        text = ""
+        text, story = "", {}
         async for chunk in stream:
+            story = (chunk.model_extra or {}).get("lattica", story)
             text += chunk.choices[0].delta.content or ""
-            if len(text) == 4:
+            if len(text) >= 4 and house.peers[0].alive:
                 house.peers[0].die()
         assert text == expected(chat, 60)
+        assert story["stages"] == ["v2", "v1"]
+        assert [lost["lost"] for lost in story["replaced"]] == ["v0"]
+        assert story["replaced"][0]["gap_ms"] > 0
 
 
 async def test_without_a_replacement_the_stream_ends_in_an_error(house: House) -> None:

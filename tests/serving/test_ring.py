@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -299,3 +301,46 @@ async def test_a_family_with_experts_and_windows(mesh: Mesh, tmp_path: Path) -> 
         await ring.open_client()
         events = await ring.events(Request(model=family, prompt=PROMPT, max_tokens=10))
         assert tokens(events) == reference(folder, list(PROMPT), 10)
+
+
+async def test_a_stage_that_hangs_is_found_and_replaced(ring: Ring, llama: Path) -> None:
+    ring.config = ServingConfig(prefill_chunk=8, token_timeout=0.2)
+    await ring.open_client()
+    await ring.volunteer("dan", "standby")
+    expected = reference(llama, list(PROMPT), 12)
+    stage = ring.volunteers["bob"]._stage
+    assert stage is not None
+
+    def hang(event: Generated) -> None:
+        if isinstance(event, NewToken) and event.index == 4:
+            stage._turn = anyio.CapacityLimiter(1)
+            stage._turn.acquire_nowait()  # as a pass that never ends
+
+    events = await ring.events(request(), hang)
+    assert tokens(events) == expected
+    replaced = [event for event in events if isinstance(event, Replaced)]
+    assert [event.lost_name for event in replaced] == ["bob"]
+    assert "no progress" in replaced[0].reason
+
+
+async def test_slow_stages_are_waited_for_while_they_get_on(ring: Ring, llama: Path) -> None:
+    ring.config = ServingConfig(prefill_chunk=2, token_timeout=0.05)
+    for name in ("ann", "bob", "cat"):
+        ring.volunteers[name].config = ring.config
+        stage = ring.volunteers[name]._stage
+        assert stage is not None
+        stage.model.run = slowly(stage.model.run)  # type: ignore[method-assign]
+    await ring.open_client()
+    events = await ring.events(request(2))
+    assert tokens(events) == reference(llama, list(PROMPT), 2)
+    assert not any(isinstance(event, Replaced) for event in events)
+
+
+def slowly(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A pass that takes 20 ms longer, in its thread."""
+
+    def run_slowly(*args: Any) -> Any:
+        time.sleep(0.02)
+        return run(*args)
+
+    return run_slowly
