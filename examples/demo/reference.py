@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -58,8 +59,9 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = sys.argv[1]
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(path).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    model: Any = AutoModelForCausalLM.from_pretrained(path)
+    model.eval()
     answers = {}
     for question in json.load(sys.stdin):
         prompt = tokenizer.apply_chat_template(
