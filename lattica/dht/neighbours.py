@@ -187,7 +187,7 @@ class Neighbours:
 
     async def alive(self, peer: PeerId) -> bool:
         """Whether a peer answers now, if only to refuse; see `Dht.alive`."""
-        if self.protocol.is_suspect(peer):
+        if self.protocol.is_suspect(peer) and peer not in self._probing:
             return False
         if await self.protocol.call_ping(self.table.find(peer) or PeerNode(peer)):
             return True
@@ -238,4 +238,5 @@ class Neighbours:
         if is_up:
             self.protocol.trust(peer)
         elif (node := self.table.find(peer)) is not None:
+            self.protocol.suspect(peer)  # look-ups need not wait for the outcome of the ping
             self.check(node)

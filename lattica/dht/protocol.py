@@ -116,6 +116,13 @@ class DhtProtocol:
         del self._suspects[peer]
         return False
 
+    def suspect(self, peer: PeerId) -> None:
+        """A peer may be gone: leave it out of look-ups for a while, or until it links to us."""
+        self._suspects[peer] = self._clock.monotonic() + self._config.suspect_for
+        self._suspects.move_to_end(peer)
+        while len(self._suspects) > MAX_SUSPECTS:
+            self._suspects.popitem(last=False)
+
     def trust(self, peer: PeerId) -> None:
         """A peer shows life: it may be asked again."""
         self._suspects.pop(peer, None)
@@ -166,10 +173,7 @@ class DhtProtocol:
             self._table.remove_contact(node)
             self._remember_lost(node)
         if not linked:
-            self._suspects[node.peer] = self._clock.monotonic() + self._config.suspect_for
-            self._suspects.move_to_end(node.peer)
-            while len(self._suspects) > MAX_SUSPECTS:
-                self._suspects.popitem(last=False)
+            self.suspect(node.peer)
 
     def _remember_lost(self, node: PeerNode) -> None:
         self.lost[node.peer] = node.contact

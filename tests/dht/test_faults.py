@@ -77,6 +77,18 @@ async def test_a_killed_peer_leaves_the_tables_and_a_lost_link_alone_does_not() 
         assert await one.dht.alive(other.id)
 
 
+async def test_look_ups_leave_a_lost_peer_out_before_its_ping_is_decided() -> None:
+    async with mesh(4) as made:
+        one, *_, victim = made.peers
+        node = one.dht.table.find(victim.id)
+        assert node is not None
+        victim.links.leave()  # nothing else has had a turn since
+        assert await one.dht.neighbours.protocol.call_find_node(node, node) is None
+        assert one.dht.counters["skipped:suspect"] == 1
+        await made.kill(victim)
+        assert not await one.dht.alive(victim.id)
+
+
 async def test_only_live_authors_are_listed_when_asked_for() -> None:
     async with mesh(5) as made:
         for peer in made.peers:
