@@ -221,8 +221,17 @@ class Channel:
 
     @property
     def has_place(self) -> bool:
-        """Whether one more data stream may be sent now."""
-        return len(self._sources) < min(self.peer_streams, self.config.max_streams_per_peer)
+        """Whether one more body may be sent now."""
+        return len(self._sources) < self._places
+
+    @property
+    def has_place_for_items(self) -> bool:
+        """The same for an item stream: slow ones must leave places to bodies."""
+        return len(self._sources) - len(self._sending) < self._places - self._places // 4
+
+    @property
+    def _places(self) -> int:
+        return min(self.peer_streams, self.config.max_streams_per_peer)
 
     def start_body(self, body: Body) -> None:
         """Start `body` when there is room: what waits in the link's queue is bounded."""

@@ -183,7 +183,7 @@ class ItemReader:
             total = sum(message.sizes)
             if total > self._channel.config.max_body:
                 self.fail(BadResultError(f"an item of {total} bytes is larger than max_body"))
-                self.abandon()
+                self._stop()
                 return b""
             if total:
                 self._item, self._item_bytes, self._missing = message, size + total, total
@@ -228,6 +228,9 @@ class ItemReader:
         """Take in no more."""
         self._ready.clear()
         self._body = bytearray()
+        self._stop()
+
+    def _stop(self) -> None:
         if self._stream >= 0:
             self._channel.close_sink(self._stream)
             self._stream = -1
@@ -237,8 +240,8 @@ class ItemReader:
         while not self._ready:
             if self.outcome is not None:
                 return self.outcome
-            self._grant()
             self._waiter = self._loop.create_future()
+            self._grant()
             try:
                 await self._waiter
             finally:
@@ -263,9 +266,9 @@ class ItemReader:
     def _grant(self) -> None:
         if self._stream < 0:
             return
-        # With nothing ready, the arrived part of the next item counts as taken: else an
-        # item larger than the window could never arrive.
-        taken = self._taken if self._ready else self._arrived
+        # While the consumer waits it takes each byte as it comes: else an item larger than
+        # the window could never arrive.
+        taken = self._taken if self._waiter is None else self._arrived
         limit = taken + self._window
         if limit - self._granted >= self._window // 4:
             self._granted = limit

@@ -182,7 +182,7 @@ class Serving:
         )
         if len(self._calls) >= config.max_calls_per_peer:
             raise self._busy(f"{len(self._calls)} calls of {remote.peer.short} are in flight")
-        if handler.spec.is_stream and not self._channel.has_place:
+        if handler.spec.is_stream and not self._channel.has_place_for_items:
             raise self._busy(f"no more streams to {remote.peer.short} for now")
         if not message.sizes:
             return handler, self._decode(message, handler.spec, ())

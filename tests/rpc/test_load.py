@@ -97,11 +97,12 @@ async def test_too_many_streams_are_told_to_come_back() -> None:
     async with Mesh(RpcConfig(max_streams_per_peer=4)) as mesh, asyncio.timeout(10):
         mesh.b.register("bench", Bench())
         stub = mesh.a.client(mesh.b.local, Bench, "bench")
-        streams = [stub.silent() for _ in range(4)]
+        streams = [stub.silent() for _ in range(3)]
         for items in streams:
             assert await anext(items) == 0
         with pytest.raises(BusyError):
             await anext(stub.silent())
+        assert len(await stub.echo(Buffer(bytes(3_000_000)))) == 3_000_000
         del items
         streams.pop()
         while True:
