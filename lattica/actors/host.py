@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
@@ -99,48 +99,45 @@ class Host:
         self._calls: dict[TaskId, tuple[HostedActor, HostedCall]] = {}
         self._actors: OrderedDict[ActorId, HostedActor] = OrderedDict()
         self._gone: dict[PeerId, float] = {}  # when the last link to a peer was lost
+        self._is_closing = False
         self.counters: Counter[str] = Counter()
         self._workers: Workers
         self._pool: Pool
         self._tasks: anyio.abc.TaskGroup
+        self._unsubscribe: Callable[[], None]
 
     async def __aenter__(self) -> Host:
-        self._context = self._running()
-        await self._context.__aenter__()
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        self._workers = Workers(
+            self._rpc.local,
+            self.name,
+            self._core,
+            self._log_dir,
+            self._config,
+            self.counters,
+            self._tasks,
+        )
+        self._pool = Pool(
+            lambda key: self._workers.start(key, "task"),
+            self._clock,
+            max_idle=self._config.idle_workers,
+            idle_seconds=self._config.worker_idle,
+        )
+        self._unsubscribe = self._rpc.links.subscribe(self._on_link)
+        self._rpc.register("host", HostService(self))
+        self._tasks.start_soon(self._sweep)
         return self
 
     async def __aexit__(self, *details: object) -> None:
-        await self._context.__aexit__(*details)  # type: ignore[arg-type]
-
-    @asynccontextmanager
-    async def _running(self) -> AsyncIterator[None]:
-        async with anyio.create_task_group() as self._tasks:
-            self._workers = Workers(
-                self._rpc.local,
-                self.name,
-                self._core,
-                self._log_dir,
-                self._config,
-                self.counters,
-                self._tasks,
-            )
-            self._pool = Pool(
-                lambda key: self._workers.start(key, "task"),
-                self._clock,
-                max_idle=self._config.idle_workers,
-                idle_seconds=self._config.worker_idle,
-            )
-            unsubscribe = self._rpc.links.subscribe(self._on_link)
-            self._rpc.register("host", HostService(self))
-            self._tasks.start_soon(self._sweep)
-            try:
-                yield
-            finally:
-                unsubscribe()
-                for lease in tuple(self._leases.values()):
-                    self._end(lease, "its host is shutting down")
-                await self._workers.close()
-                self._tasks.cancel_scope.cancel()
+        self._unsubscribe()
+        self._is_closing = True
+        for lease in tuple(self._leases.values()):
+            self._end(lease, "its host is shutting down")
+        await self._workers.close()
+        self._tasks.cancel_scope.cancel()
+        # Not `details`: an error of the body is not one of the group's.
+        await self._tasks.__aexit__(None, None, None)
 
     @property
     def forkserver_pid(self) -> int:
@@ -176,6 +173,8 @@ class Host:
     def lease(self, peer: PeerId, request: LeaseRequest) -> LeaseReply:
         """Accept or decline; see `LeaseReply`."""
         requirements = request.requirements
+        if self._is_closing:
+            return LeaseReply(None, f"{self.name} is shutting down")
         if requirements.peer is not None and requirements.peer != self._rpc.local:
             return LeaseReply(None, f"{self.name} is not {requirements.peer.short}")
         refusal = self._ledger.refusal(requirements)

@@ -1,7 +1,8 @@
 """Frames on the socket between a host and its worker: a message, and raw buffers beside it.
 
-Sans-IO. A frame is `u32 meta, u32 count, then the length of each buffer as u64`, then the MessagePack message,
-then the buffers, each at a multiple of 64 bytes so that arrays in them are aligned.
+Sans-IO. A frame is the message's length and the number of buffers (u32 each), the length of
+each buffer (u64), the MessagePack message, then the buffers, each at a multiple of 64 bytes
+so that arrays in them are aligned.
 """
 
 from __future__ import annotations

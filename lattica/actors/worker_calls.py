@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
+import msgspec
+
 from lattica.actors import pipe_messages as pm
 from lattica.actors.failures import pack_error
 from lattica.actors.messages import Failure, Outcome
@@ -57,6 +59,7 @@ class Job:
         self.call = message.call
         self.name = message.name if isinstance(message, pm.Run) else message.method
         self.window: ThreadWindow | AsyncWindow | None = None
+        self.has_begun = False
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Unpickled."""
@@ -206,6 +209,7 @@ class Runner:
         result: Any = None
         try:
             with self._interrupts.region(job.call):
+                job.has_begun = True
                 args, kwargs = job.arguments()
                 result = job.load()(*args, **kwargs)
                 if inspect.iscoroutine(result):
@@ -213,7 +217,7 @@ class Runner:
                 if job.window is not None:
                     self._send_items(job, result)
         except BaseException as error:  # noqa: BLE001 - user code may raise anything
-            failure = self._failure_of(error, job.name)
+            failure = self._failure_of(error, job.name, has_begun=job.has_begun)
         self._finish(job, result, failure)
 
     def _run_coroutine(self, job: Job, coroutine: Any) -> Any:
@@ -263,6 +267,7 @@ class Runner:
         try:
             with self._interrupts.task_region(job.call):
                 async with limit:
+                    job.has_begun = True
                     args, kwargs = job.arguments()
                     result = job.load()(*args, **kwargs)
                     if inspect.isawaitable(result):
@@ -270,7 +275,7 @@ class Runner:
                     if job.window is not None:
                         await self._send_items_async(job, result)
         except BaseException as error:  # noqa: BLE001 - user code may raise anything
-            failure = self._failure_of(error, job.name)
+            failure = self._failure_of(error, job.name, has_begun=job.has_begun)
         self._finish(job, result, failure)
 
     async def _send_items_async(self, job: Job, result: Any) -> None:
@@ -340,9 +345,11 @@ class Runner:
         except BaseException as error:  # noqa: BLE001 - user code's __reduce__ may raise anything
             return (self._failure_of(error, name),) * count
 
-    def _failure_of(self, error: BaseException, name: str) -> Failure:
+    def _failure_of(self, error: BaseException, name: str, *, has_begun: bool = True) -> Failure:
         if isinstance(error, (TaskInterrupt, asyncio.CancelledError)):
-            return self._make("cancelled", f"{name}() was cancelled while it ran")
+            when = "while it ran" if has_begun else "before it began"
+            failure = self._make("cancelled", f"{name}() was cancelled {when}")
+            return msgspec.structs.replace(failure, may_have_run=has_begun)
         if isinstance(error, SerializationError) and _is_ours(error):
             return self._make("serialization", str(error))
         if isinstance(error, SystemExit) and self._is_actor:

@@ -152,6 +152,7 @@ class WorkerProcess:
         self._closed = asyncio.Event()  # the pipe is
         self._created: asyncio.Future[pm.Created] | None = None
         self._blame = ""
+        self._is_killed = False
         self.ready = asyncio.Event()
         self.dead = asyncio.Event()
         self.cause = ""  # why it ended
@@ -166,7 +167,7 @@ class WorkerProcess:
     @property
     def is_alive(self) -> bool:
         """Whether calls can still be made."""
-        return not self._closed.is_set() and not self.dead.is_set()
+        return not (self._is_killed or self._closed.is_set() or self.dead.is_set())
 
     # ------------------------------------------------------------------- calls
 
@@ -182,7 +183,7 @@ class WorkerProcess:
             WorkerLostError: the worker has ended.
         """
         if not self.is_alive:
-            raise WorkerLostError(self.cause or "ended")
+            raise WorkerLostError(self.cause or "was killed")
         self._send(message)
         self._calls[message.call] = sink
 
@@ -202,7 +203,7 @@ class WorkerProcess:
             WorkerLostError, FrameError: as in `begin`.
         """
         if not self.is_alive:
-            raise WorkerLostError(self.cause or "ended")
+            raise WorkerLostError(self.cause or "was killed")
         self._created = asyncio.get_running_loop().create_future()
         self._send(message)
         return await self._created
@@ -219,6 +220,7 @@ class WorkerProcess:
 
     def kill(self, signum: signal.Signals = signal.SIGKILL) -> None:
         """Signal the worker and its process group."""
+        self._is_killed = self._is_killed or signum == signal.SIGKILL
         if self._child is not None:
             self._forker.signal(self._child, signum)
 

@@ -1,0 +1,111 @@
+"""The fork server: workers end with it, it ends with the host, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import psutil
+import pytest
+
+from tests.actors.hosting import eventually, hosting
+from tests.actors.test_host_actors import Counter
+
+pytestmark = pytest.mark.anyio
+
+HOST_PROGRAM = """
+import asyncio, sys
+from pathlib import Path
+from tests.actors.hosting import hosting
+from tests.actors.test_host_actors import Counter
+
+class Parent(Counter):
+    def spawn(self):
+        import subprocess
+        plain = subprocess.Popen(["sleep", "600"])
+        daemon = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        return [plain.pid, daemon.pid]
+
+    def hog(self):
+        while True:
+            pass
+
+async def main():
+    async with hosting(Path(sys.argv[1])) as bench:
+        idle = await bench.create(Parent)
+        pids = await idle.call("spawn")
+        busy = await bench.create(Parent)
+        asyncio.ensure_future(busy.call("hog"))
+        await asyncio.sleep(0.05)
+        import tempfile
+        print(bench.host.forkserver_pid, *bench.host.worker_pids(), *pids, flush=True)
+        print(bench.host._workers._directory, flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+async def test_killing_the_host_leaves_no_process_and_no_files(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", HOST_PROGRAM, str(tmp_path)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as host:
+        assert host.stdout is not None
+        pids = [int(pid) for pid in host.stdout.readline().split()]
+        directory = Path(host.stdout.readline().strip())
+        assert len(pids) == 5
+        assert all(psutil.pid_exists(pid) for pid in pids)
+        assert directory.is_dir()
+        host.kill()
+    await eventually(lambda: not any(map(_runs, pids)), seconds=2.0)
+    await eventually(lambda: not directory.exists(), seconds=2.0)
+
+
+async def test_a_killed_fork_server_is_replaced(tmp_path: Path) -> None:
+    async with hosting(tmp_path) as bench:
+        counter = await bench.create(Counter, max_restarts=1)
+        mortal = await bench.create(Counter)
+        before, worker = bench.host.forkserver_pid, counter.pid
+        os.kill(before, signal.SIGKILL)
+        await counter.until("alive", restarts=1)
+        assert bench.host.forkserver_pid != before
+        assert not _runs(worker)
+        assert await counter.call("add") == 1
+        await mortal.until("dead")
+        failure = await mortal.call("add")
+        assert "fork server died" in failure.message
+
+
+async def test_workers_that_ignore_sigterm_end_with_the_host(tmp_path: Path) -> None:
+    def deaf() -> int:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return os.getpid()
+
+    async with hosting(tmp_path) as bench:
+        pid = await bench.run(deaf)
+        with anyio.fail_after(5):
+            await bench.host._workers.close()
+        assert not _runs(pid)
+
+
+async def test_many_workers_at_once(tmp_path: Path) -> None:
+    async with hosting(tmp_path) as bench:
+        actors = []
+
+        async def create() -> None:
+            actors.append(await bench.create(Counter, requirements={"cpus": 0.1}))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(40):
+                tasks.start_soon(create)
+        assert len({actor.pid for actor in actors}) == 40
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
