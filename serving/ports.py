@@ -5,59 +5,12 @@ Kept small so that tests can compose it from the layers over in-memory links.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from lattica.identity.keys import Identity
+from lattica.identity.keys import Identity, PeerId
+from lattica.store import Blocks
 
 S = TypeVar("S")
-
-
-class DocumentMap(Protocol):
-    """One map of a replicated document: JSON-like values under string keys."""
-
-    def items(self) -> Iterable[tuple[str, Any]]:
-        """All entries."""
-        ...
-
-    def set(self, key: str, value: Any) -> None:
-        """Write an entry; it is replicated from now on."""
-        ...
-
-    def delete(self, key: str) -> None:
-        """Remove an entry."""
-        ...
-
-
-class Document(Protocol):
-    """A replicated document."""
-
-    def map(self, name: str) -> Any:
-        """One of its maps, a `DocumentMap`."""
-        ...
-
-    async def changed(self) -> Any:
-        """Wait for the next change, from here or elsewhere."""
-        ...
-
-
-class Blocks(Protocol):
-    """Content-addressed blocks."""
-
-    async def add(self, path: Path) -> str:
-        """Add a folder, announce it, and return its manifest's id."""
-        ...
-
-    async def fetch(
-        self,
-        manifest_id: str,
-        dest_dir: Path,
-        files: Any = None,
-        progress: Callable[..., None] | None = None,
-    ) -> Path:
-        """Fetch a folder's files from whoever has their blocks."""
-        ...
 
 
 class MeshPeer(Protocol):
@@ -74,8 +27,8 @@ class MeshPeer(Protocol):
         ...
 
     @property
-    def blocks(self) -> Any:
-        """Its `Blocks`."""
+    def blocks(self) -> Blocks:
+        """Its blocks: the model's files."""
         ...
 
     @property
@@ -88,7 +41,9 @@ class MeshPeer(Protocol):
         """Its `Dht`; `find_peer(peer)` is used, which teaches the links an address."""
         ...
 
-    def client(self, peer: Any, service: type[S], name: str, *, timeout: float | None = None) -> S:
+    def client(
+        self, peer: PeerId, service: type[S], name: str, *, timeout: float | None = None
+    ) -> S:
         """A typed stub of another peer's service (or of its own)."""
         ...
 
@@ -97,5 +52,5 @@ class MeshPeer(Protocol):
         ...
 
     async def document(self, name: str) -> Any:
-        """Open a replicated `Document`."""
+        """Open a replicated document: `map(name)` (items, set, delete) and `changed()` are used."""
         ...

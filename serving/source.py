@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import anyio.to_thread
 
+from lattica.identity.keys import PeerId
 from serving.errors import ModelDirError, WeightsError
 from serving.loading import ModelFolder, is_weight_file
 from serving.ports import MeshPeer
@@ -46,6 +46,8 @@ class ModelSource:
             )
         self.name = name or (self._own.resolve().name if self._own else str(source))
         self.manifest = ""
+        self._holders: list[PeerId] = []
+        self._files: list[str] = []
         self.provided: Counter[str] = Counter()  # bytes fetched, by the provider's PeerId
 
     @property
@@ -70,7 +72,10 @@ class ModelSource:
             return folder
         claim = await roster.find_model(self.name, FIND_TIMEOUT)
         self.manifest = claim.manifest
-        manifest = await self._peer.blocks.manifest(self.manifest)
+        # Whoever claims to serve it has (some of) its files, should the DHT not know yet.
+        claims = roster.claims().items()
+        self._holders = [peer for peer, info in claims if info.manifest == self.manifest]
+        manifest = await self._peer.blocks.manifest(self.manifest, providers=self._holders)
         self._files = [file.path for file in manifest.files]
         await self._fetch([path for path in self._files if not is_weight_file(path)])
         return await anyio.to_thread.run_sync(ModelFolder, self._target)
@@ -92,11 +97,11 @@ class ModelSource:
     async def _fetch(self, files: list[str]) -> None:
         if files:
             await self._peer.blocks.fetch(
-                self.manifest, self._target, files=files, progress=self._count
+                self.manifest, self._target, files=files, providers=self._holders
             )
-
-    def _count(self, *args: Any) -> None:
-        """Placeholder."""
+            report = self._peer.blocks.report(self.manifest)
+            if report is not None:
+                self.provided.update({str(peer): n for peer, n in report.provided.items()})
 
 
 def _is_path(source: str) -> bool:

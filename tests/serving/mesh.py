@@ -1,9 +1,8 @@
-"""A mesh in one process: real RPC over in-memory links; roster and blocks by reference."""
+"""A mesh in one process: real RPC and blocks over in-memory links; the roster by reference."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,12 +10,12 @@ from typing import Any, TypeVar
 import anyio
 import msgspec
 
-from lattica.errors import BlockMissingError
 from lattica.identity import grants
 from lattica.identity.grants import Membership, issue
 from lattica.identity.keys import Identity, PeerId
 from lattica.link.memory import MemoryLinks, MemoryNetwork
 from lattica.rpc import Rpc
+from lattica.store import Blocks
 
 S = TypeVar("S")
 
@@ -93,7 +92,7 @@ class FakePeer:
         self.links = MemoryLinks(mesh.network, self.identity, membership, name=name)
         self.rpc = Rpc(self.links, name=name)
         self.dht = NoDht()
-        self.blocks = mesh.blocks(self.identity.peer_id)
+        self.blocks = Blocks(mesh.directory / f"blocks-{name}", self.rpc, None)
 
     @property
     def id(self) -> PeerId:
@@ -121,12 +120,13 @@ class FakePeer:
 class Mesh:
     """The peers of one test."""
 
-    def __init__(self, latency: float = 0.0) -> None:
+    def __init__(self, directory: Path, latency: float = 0.0) -> None:
+        """`directory`: where the peers keep their blocks."""
         self.network = MemoryNetwork(latency=latency)
         self.authority = Identity.generate()
         self.documents: dict[str, SharedDocument] = {}
-        self.folders: dict[str, Path] = {}
-        self.holders: dict[str, PeerId] = {}
+        self.directory = directory
+        self.peers: dict[str, FakePeer] = {}
         self._stack: AsyncExitStack
 
     @asynccontextmanager
@@ -138,62 +138,11 @@ class Mesh:
 
     async def peer(self, name: str) -> FakePeer:
         """One more peer."""
-        peer = FakePeer(self, name)
+        peer = self.peers[name] = FakePeer(self, name)
         await self._stack.enter_async_context(peer.rpc)
+        await self._stack.enter_async_context(peer.blocks)
         return peer
 
     async def enter(self, manager: Any) -> Any:
         """Keep a context open until the mesh ends."""
         return await self._stack.enter_async_context(manager)
-
-    def blocks(self, me: PeerId) -> FakeBlocks:
-        """A peer's blocks."""
-        return FakeBlocks(self, me)
-
-
-class _File(msgspec.Struct):
-    path: str
-    size: int
-
-
-class _Manifest(msgspec.Struct):
-    files: list[_File]
-
-
-class FakeBlocks:
-    """Copies folders between the peers of a test."""
-
-    def __init__(self, mesh: Mesh, me: PeerId) -> None:
-        self._mesh = mesh
-        self._me = me
-        self.fetched: list[str] = []
-
-    async def add(self, path: Path) -> str:
-        """Add a folder."""
-        name = f"manifest-{path.name}"
-        self._mesh.folders[name] = path
-        self._mesh.holders[name] = self._me
-        return name
-
-    async def manifest(self, manifest_id: str) -> _Manifest:
-        """What files a folder has."""
-        folder = self._mesh.folders.get(manifest_id)
-        if folder is None:
-            raise BlockMissingError(f"no provider has {manifest_id}")
-        paths = sorted(path for path in folder.iterdir() if path.is_file())
-        return _Manifest([_File(path.name, path.stat().st_size) for path in paths])
-
-    async def fetch(
-        self,
-        manifest_id: str,
-        dest_dir: Path,
-        files: list[str] | None = None,
-        progress: Callable[..., None] | None = None,
-    ) -> Path:
-        """Copy files."""
-        await anyio.Path(dest_dir).mkdir(parents=True, exist_ok=True)
-        for file in (await self.manifest(manifest_id)).files:
-            if files is None or file.path in files:
-                shutil.copy(self._mesh.folders[manifest_id] / file.path, dest_dir / file.path)
-                self.fetched.append(file.path)
-        return dest_dir

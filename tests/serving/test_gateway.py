@@ -76,7 +76,7 @@ class House:
 @asynccontextmanager
 async def open_house(chat: Path, tmp_path: Path, latency: float = 0.0) -> AsyncIterator[House]:
     """An empty house."""
-    async with Mesh(latency).running() as mesh:
+    async with Mesh(tmp_path, latency).running() as mesh:
         yield House(mesh, chat, tmp_path)
 
 

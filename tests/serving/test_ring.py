@@ -28,9 +28,9 @@ MODEL = "tiny-llama"
 
 
 @pytest.fixture
-async def mesh() -> AsyncIterator[Mesh]:
+async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
     """An empty mesh."""
-    async with Mesh().running() as mesh:
+    async with Mesh(tmp_path).running() as mesh:
         yield mesh
 
 

@@ -25,7 +25,6 @@ from serving.errors import (
     UnknownModelError,
     WeightsError,
 )
-from serving.loading import INDEX
 from serving.messages import SERVICE, Failed, Hop, Opened, Opening, Token
 from serving.roster import DOCUMENT, MAP, Roster
 from serving.sampling import Sampling
@@ -41,9 +40,9 @@ ID = b"s" * 16
 
 
 @pytest.fixture
-async def mesh() -> AsyncIterator[Mesh]:
+async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
     """An empty mesh."""
-    async with Mesh().running() as mesh:
+    async with Mesh(tmp_path).running() as mesh:
         yield mesh
 
 
@@ -87,23 +86,24 @@ async def test_a_gap_of_the_dead_is_filled_again(mesh: Mesh, llama: Path, tmp_pa
 async def test_a_name_is_enough_where_the_mesh_has_the_model(
     mesh: Mesh, llama: Path, tmp_path: Path
 ) -> None:
-    await volunteer(mesh, tmp_path, "a", llama, Span(0, 2))
-    peer, one = await volunteer(mesh, tmp_path, "b", "tiny-llama", Span(2, 4))
+    first, _ = await volunteer(mesh, tmp_path, "a", llama, Span(0, 2))
+    _, one = await volunteer(mesh, tmp_path, "b", "tiny-llama", Span(2, 4))
     assert one.info.state == "serving"
-    assert {"config.json", INDEX} <= set(peer.blocks.fetched)
-    every = weights(llama)
-    assert 0 < len(every & set(peer.blocks.fetched)) < len(every)  # only the span's files
+    here = one.model_directory
+    assert (here / "config.json").read_bytes() == (llama / "config.json").read_bytes()
+    assert weights(here) < weights(llama)  # only the span's files
+    assert set(one.provided) == {str(first.id)}
+    assert one.provided[str(first.id)] > sum((here / n).stat().st_size for n in weights(here))
 
 
 async def test_a_standby_has_every_file_before_it_is_needed(
     mesh: Mesh, llama: Path, tmp_path: Path
 ) -> None:
     await volunteer(mesh, tmp_path, "a", llama, Span(0, 6))
-    peer, one = await volunteer(mesh, tmp_path, "b", "tiny-llama", "standby")
-    assert weights(llama) <= set(peer.blocks.fetched)
-    fetched = len(peer.blocks.fetched)
+    _, one = await volunteer(mesh, tmp_path, "b", "tiny-llama", "standby")
+    assert weights(one.model_directory) == weights(llama)
+    mesh.peers["a"].die()
     assert (await one.take_span("tiny-llama", Span(1, 3))).span == Span(1, 3)
-    assert len(peer.blocks.fetched) == fetched
     assert (await one.take_span("tiny-llama", Span(1, 2))).span == Span(1, 3)
     with pytest.raises(BusyError, match="serves layers 1:3 already"):
         await one.take_span("tiny-llama", Span(3, 6))
