@@ -287,7 +287,7 @@ class Peer:
     async def _leave(self) -> None:
         with anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
             try:
-                await self.dht.remove(dht_key("nodes", self.membership.mesh), "node")
+                await self.dht.leave()
             except LatticaError as error:
                 log.info("left without a good-bye: %s", error)  # the record expires by itself
 

@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rich.markup import escape
+
 import lattica
 from examples.demo import mesh, model
 from examples.demo.machines import MachineError, Machines
@@ -40,6 +42,7 @@ def main() -> int:
     """Run the demo; 0 only if every promise held."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the mesh up until Enter")
+    parser.add_argument("--model", type=Path, default=MODEL, help="default: the bundled one")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     story = Story(PROMISES)
@@ -47,15 +50,17 @@ def main() -> int:
     kept = False
     try:
         with Machines(folder) as machines:
-            tell(story, machines, keep=args.keep)
+            tell(story, machines, args.model, keep=args.keep)
         story.keep(IN_TIME, story.elapsed < LIMIT or args.keep, f"{story.elapsed:.0f} s")
         kept = story.summary()
     except KeyboardInterrupt:
         story.console.print("\nstopped; no process is left behind")
         shutil.rmtree(folder, ignore_errors=True)
         return 130
-    except (LatticaError, MachineError) as error:
-        story.console.print(f"\n[bold red]{type(error).__name__}[/]: {error}", markup=True)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it broke a promise
+        story.console.print(f"\n[bold red]{type(error).__name__}[/]: {escape(str(error))}")
+        if not isinstance(error, LatticaError | MachineError):
+            story.console.print_exception()
         story.summary()
     if kept:
         shutil.rmtree(folder, ignore_errors=True)
@@ -64,12 +69,12 @@ def main() -> int:
     return 1
 
 
-def tell(story: Story, machines: Machines, *, keep: bool) -> None:
+def tell(story: Story, machines: Machines, path: Path, *, keep: bool) -> None:
     """The chapters, in order."""
     questions = (*model.QUESTIONS, model.LONG_QUESTION)
-    with contextlib.closing(Reference(MODEL, questions)) as reference:
+    with contextlib.closing(Reference(path, questions)) as reference:
         with story.chapter("1. Four peers, one ticket, no server"):
-            ticket, peers = mesh.start_peers(story, machines, MODEL)
+            ticket, peers = mesh.start_peers(story, machines, path)
             gateway = machines.start(
                 *("gateway", "gateway", "--ticket", ticket),
                 *("--listen", "127.0.0.1:0", "--cpus", "0", "--port", "0"),
@@ -85,7 +90,7 @@ def tell(story: Story, machines: Machines, *, keep: bool) -> None:
         with story.chapter("5. One language model over three peers"):
             url = model.gateway_url(story, gateway)
             model.show_volunteers(story, peers)
-            model.answers(story, url, MODEL, reference)
+            model.answers(story, url, path, reference)
         with story.chapter("6. A peer dies in mid-sentence"):
             model.kill_in_mid_sentence(story, url, peers, reference)
         if keep:

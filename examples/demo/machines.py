@@ -70,6 +70,12 @@ class Machine:
                     raise MachineError(f"{self.name} was not {event!r} in {timeout:.0f} s")
                 self._changed.wait(min(left, 0.5))
 
+    def latest(self, *events: str) -> dict[str, Any]:
+        """The last of these events that the process printed; empty if none was."""
+        with self._changed:
+            seen = [event for event in self._events if event.get("event") in events]
+        return seen[-1] if seen else {}
+
     def last_words(self) -> str:
         """The end of its log."""
         with contextlib.suppress(OSError):

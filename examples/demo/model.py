@@ -91,19 +91,20 @@ def gateway_url(story: Story, gateway: Machine) -> str:
 def show_volunteers(story: Story, machines: list[Machine]) -> None:
     """Who holds which layers, and where its weights came from."""
     with story.busy("waiting for the volunteers to take their layers"):
-        events = {machine.name: machine.wait_for("serving", READY_TIMEOUT) for machine in machines}
+        got = {machine: machine.wait_for("fetched", READY_TIMEOUT) for machine in machines}
     names = {machine.wait_for("up")["peer"]: machine.name for machine in machines}
     rows = []
     fetched = 0
-    for name, event in events.items():
-        sources: dict[str, int] = event["fetched"]
+    for machine, event in got.items():
+        sources: dict[str, int] = event["bytes_by_provider"]
         fetched += bool(sources)
         origin = [
             f"{size / 1e6:.1f} MB from {names.get(peer, peer[:8])}"
             for peer, size in sources.items()
         ]
-        layers = f"{event['span']} of {event['layers']}" if event["span"] else "stands by"
-        rows.append([name, layers, ", ".join(origin) or "on its own disk"])
+        state = machine.latest("serving", "standby")
+        layers = f"{state['span']} of {state['layers']}" if state.get("span") else "stands by"
+        rows.append([machine.name, layers, ", ".join(origin) or "on its own disk"])
     story.table(["volunteer", "layers", "weights"], rows)
     story.keep(WEIGHTS, fetched >= 2, f"{fetched} volunteers fetched verified blocks")
 
