@@ -72,7 +72,7 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     sync_batch: int = 1 * MIB  # envelopes in one message
     call_timeout: float = 10.0
     open_timeout: float = 2.0  # how long opening a document waits for linked peers
-    max_fetch_parallel: int = 8
+    max_fetch_parallel: int = 16
     per_provider: int = 4  # blocks asked of one provider at a time
     block_timeout: float = 20.0
     max_serving: int = 16  # blocks read for others at a time

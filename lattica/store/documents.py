@@ -208,8 +208,7 @@ class Documents:
         while True:
             try:
                 if not announced:
-                    await dht.put(key, KIND, OpenedBy(name))
-                    announced = True
+                    announced = await dht.put(key, KIND, OpenedBy(name)) > 0
                 having = [c for c in self._conversations.values() if c.has_open(name)]
                 if len(having) < ENOUGH_PEERS:
                     await self._link_up(dht, key, name)

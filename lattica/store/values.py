@@ -16,7 +16,7 @@ _encode = msgspec.msgpack.Encoder(order="sorted").encode
 
 
 def _refuse(code: int, data: memoryview) -> Any:
-    raise ValueError(f"extension type {code} is no plain value")
+    raise ValueError(f"extension type {code} ({len(data)} bytes) is no plain value")
 
 
 _decode = msgspec.msgpack.Decoder(ext_hook=_refuse).decode

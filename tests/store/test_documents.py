@@ -79,7 +79,7 @@ async def until_equal(*documents: Document) -> None:
 
                 async def woken(document: Document) -> None:
                     await document.changed()
-                    tasks.cancel_scope.cancel()  # noqa: B023
+                    tasks.cancel_scope.cancel()
 
                 for document in documents:
                     tasks.start_soon(woken, document)
@@ -226,7 +226,6 @@ async def test_a_peer_without_the_call_grant_gets_nothing(tmp_path):
 
 
 async def test_forged_and_forked_updates_that_a_peer_pushes_are_refused_and_counted(tmp_path):
-    network = MemoryNetwork()
     async with mesh(tmp_path, 1) as (network, (one,)):
         document = await one.open("roster")
         clock = ManualClock(NOW)

@@ -1,0 +1,411 @@
+"""`Blocks`: content-addressed files, added here, fetched from whoever has them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import anyio
+import anyio.abc
+import anyio.from_thread
+import anyio.to_thread
+import msgspec
+
+from lattica.config import StoreConfig
+from lattica.dht import Dht, dht_key
+from lattica.errors import (
+    BlockCorruptError,
+    BlockMissingError,
+    LatticaError,
+    StoreError,
+)
+from lattica.identity.keys import PeerId
+from lattica.rpc import Buffer, Rpc
+from lattica.store.block_service import SERVICE, BlocksService
+from lattica.store.blockstore import BlockStore, files_of
+from lattica.store.fetching import Fetch, Providers
+from lattica.store.manifest import (
+    BlockRef,
+    FileEntry,
+    Manifest,
+    decode_manifest,
+    hash_of,
+    to_hash,
+    to_id,
+)
+
+KIND = "provider"
+RETRY_EVERY = 5.0  # seconds between attempts to announce
+DISK_RESERVE = 64 * 1024 * 1024  # bytes left free
+
+Progress = Callable[[int, int, PeerId | None], None]  # done, total, who gave the last bytes
+
+
+class Provider(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The value of a "provider" record: its author has these blocks, or some of them."""
+
+    size: int  # bytes of all files
+
+
+class FetchReport(msgspec.Struct):
+    """Where the bytes of the last fetch of a manifest came from."""
+
+    total: int = 0  # bytes wanted
+    held: int = 0  # bytes that were here already
+    provided: dict[PeerId, int] = {}  # bytes by provider
+    seconds: float = 0.0
+
+
+class Blocks:
+    """A peer's blocks. An async context manager."""
+
+    def __init__(
+        self, directory: Path, rpc: Rpc, dht: Dht | None, config: StoreConfig | None = None
+    ) -> None:
+        """Kept in `directory`; without a `dht` providers must be named."""
+        self.counters: Counter[str] = Counter()
+        self.banned: set[PeerId] = set()  # providers that sent wrong bytes
+        self._directory = directory
+        self._rpc = rpc
+        self._dht = dht
+        self._config = config or StoreConfig()
+        self._manifests: dict[str, Manifest] = {}
+        self._reports: dict[str, FetchReport] = {}
+        self._unannounced: set[str] = set()
+        self._exporting = anyio.Lock()
+        self._wake = anyio.Event()
+        self._store: BlockStore
+        self._tasks: anyio.abc.TaskGroup
+        if dht is not None:
+            dht.register_kind(KIND, Provider)
+
+    async def __aenter__(self) -> Self:
+        """Open the directory and announce what is in it.
+
+        Raises:
+            StoreError: it cannot be used.
+        """
+        self._store = await anyio.to_thread.run_sync(BlockStore, self._directory)
+        await anyio.to_thread.run_sync(self._load)
+        self._service = BlocksService(self._store, parallel=self._config.max_serving)
+        self._rpc.register(SERVICE, self._service)
+        self._tasks = await anyio.create_task_group().__aenter__()
+        self._tasks.start_soon(self._keep_announcing)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        self._rpc.unregister(SERVICE)
+        self._tasks.cancel_scope.cancel()
+        return await self._tasks.__aexit__(kind, error, traceback)
+
+    # ------------------------------------------------------------------------------ adding
+
+    async def add(self, path: Path | str, progress: Progress | None = None) -> str:
+        """Take a file or a folder in, announce it, and return its manifest's id.
+
+        Hidden files are left out. The bytes are copied: the originals may change afterwards.
+
+        Raises:
+            StoreError: it cannot be read, changes meanwhile, or the disk is full.
+        """
+        done = 0
+
+        def tick(size: int) -> None:
+            nonlocal done
+            done += size
+            anyio.from_thread.check_cancelled()
+            if progress is not None:
+                anyio.from_thread.run_sync(progress, done, max(total, done), None)
+
+        source = Path(path)
+        total = await anyio.to_thread.run_sync(_size_of, source)
+        digest, manifest = await anyio.to_thread.run_sync(
+            self._store.add, source, self._config.block, tick
+        )
+        return await self._added(digest, manifest)
+
+    async def add_bytes(self, data: bytes | memoryview) -> str:
+        """Take bytes in, announce them, and return their manifest's id.
+
+        Raises:
+            StoreError: the disk is full.
+        """
+        digest, manifest = await anyio.to_thread.run_sync(
+            self._store.add_bytes, data, self._config.block
+        )
+        return await self._added(digest, manifest)
+
+    # ---------------------------------------------------------------------------- fetching
+
+    async def fetch(
+        self,
+        manifest_id: str,
+        dest: Path | str,
+        files: Iterable[str] | None = None,
+        progress: Progress | None = None,
+        providers: Sequence[PeerId] = (),
+    ) -> Path:
+        """Write the manifest's files (or those named) below the folder `dest`; returns it.
+
+        Asks `providers` and those that the DHT names, several at once; blocks that are here
+        are not asked for again, so an interrupted fetch goes on where it was. Each block is
+        verified before it is kept, each file appears whole. This peer provides from then on.
+
+        Raises:
+            BlockMissingError: nobody has it; names the id and who was tried.
+            BlockCorruptError: those who said they have it sent other bytes.
+            StoreError: no such file in the manifest, no room on the disk.
+        """
+        started = time.monotonic()
+        source = _Source(self, manifest_id, providers)
+        manifest = await source.manifest()
+        chosen = manifest.select(None if files is None else list(files))
+        report = await self._fetch_blocks(source, chosen, progress, copies=2)
+        async with self._exporting:
+            await anyio.to_thread.run_sync(self._store.export, chosen, Path(dest))
+        report.seconds = time.monotonic() - started
+        return Path(dest)
+
+    async def fetch_bytes(
+        self, manifest_id: str, providers: Sequence[PeerId] = (), progress: Progress | None = None
+    ) -> bytes:
+        """The bytes that `add_bytes` was given, or a single file's.
+
+        Raises:
+            StoreError: see `fetch`, or the manifest has several files.
+        """
+        source = _Source(self, manifest_id, providers)
+        manifest = await source.manifest()
+        if len(manifest.files) != 1:
+            raise StoreError(f"{manifest_id} has {len(manifest.files)} files; use fetch()")
+        await self._fetch_blocks(source, list(manifest.files), progress, copies=1)
+        blocks = [block.hash for block in manifest.files[0].blocks]
+        return await anyio.to_thread.run_sync(
+            lambda: b"".join(self._store.read(digest) for digest in blocks)
+        )
+
+    async def manifest(self, manifest_id: str, providers: Sequence[PeerId] = ()) -> Manifest:
+        """The manifest behind an id, from here or from a provider.
+
+        Raises:
+            BlockMissingError, BlockCorruptError: see `fetch`.
+        """
+        return await _Source(self, manifest_id, providers).manifest()
+
+    # ------------------------------------------------------------------------------ asking
+
+    def has(self, manifest_id: str) -> bool:
+        """Whether all its blocks are here."""
+        manifest = self._manifests.get(manifest_id)
+        return manifest is not None and not self._lacking(manifest.files)
+
+    def size(self, manifest_id: str) -> int:
+        """Bytes of all its files.
+
+        Raises:
+            BlockMissingError: the manifest is not here.
+        """
+        manifest = self._manifests.get(manifest_id)
+        if manifest is None:
+            raise BlockMissingError(f"{manifest_id} is not here")
+        return manifest.size
+
+    @property
+    def manifests(self) -> tuple[str, ...]:
+        """The ids of the manifests that are here, whole or in part."""
+        return tuple(self._manifests)
+
+    @property
+    def served(self) -> int:
+        """Bytes of blocks given to other peers since the start."""
+        return self._service.served
+
+    def report(self, manifest_id: str) -> FetchReport | None:
+        """Where the bytes of the last fetch of a manifest came from."""
+        return self._reports.get(manifest_id)
+
+    async def remove(self, manifest_id: str) -> None:
+        """Provide it no more, and delete the blocks that no other manifest here has."""
+        digest = to_hash(manifest_id)
+        self._unannounced.discard(manifest_id)
+        self._manifests.pop(manifest_id, None)
+        if self._dht is not None:
+            await self._dht.remove(_key(manifest_id), KIND)
+        await anyio.to_thread.run_sync(self._store.remove, digest)
+
+    # --------------------------------------------------------------------------- internals
+
+    def _load(self) -> None:
+        for digest in self._store.manifests():
+            try:
+                manifest = decode_manifest(self._store.manifest(digest))
+            except StoreError:
+                self.counters["damaged_manifest"] += 1
+                continue
+            manifest_id = to_id(digest)
+            self._manifests[manifest_id] = manifest
+            blocks = (block for file in manifest.files for block in file.blocks)
+            if any(self._store.has(block) for block in blocks):
+                self._unannounced.add(manifest_id)
+
+    async def _added(self, digest: bytes, manifest: Manifest) -> str:
+        manifest_id = to_id(digest)
+        self._manifests[manifest_id] = manifest
+        await self._announce(manifest_id)
+        return manifest_id
+
+    def _lacking(self, files: Iterable[FileEntry]) -> list[BlockRef]:
+        blocks = dict.fromkeys(block for file in files for block in file.blocks)
+        return [block for block in blocks if not self._store.has(block)]
+
+    async def _fetch_blocks(
+        self,
+        source: _Source,
+        files: list[FileEntry],
+        progress: Progress | None,
+        *,
+        copies: int,
+    ) -> FetchReport:
+        wanted = await anyio.to_thread.run_sync(self._lacking, files)
+        total = sum(file.size for file in files)
+        missing = sum(block.size for block in wanted)
+        report = FetchReport(total=total, held=total - missing)
+        self._reports[source.manifest_id] = report
+        needed = missing + (copies - 1) * total
+        free = await anyio.to_thread.run_sync(self._store.free)
+        if needed > free - DISK_RESERVE:
+            raise StoreError(f"{source.manifest_id} needs {needed} bytes; the disk has {free}")
+        if progress is not None:
+            progress(report.held, total, None)
+
+        def arrived(block: BlockRef, peer: PeerId) -> None:
+            report.provided[peer] = report.provided.get(peer, 0) + block.size
+            if progress is not None:
+                progress(report.held + sum(report.provided.values()), total, peer)
+
+        fetch = Fetch(
+            source.manifest_id,
+            wanted,
+            self._store,
+            source.providers,
+            self._config,
+            read=self._read,
+            find=source.find,
+            arrived=arrived,
+        )
+        if wanted:
+            await fetch.run(await source.first())
+        await self._announce(source.manifest_id)
+        return report
+
+    async def _read(self, peer: PeerId, digest: bytes) -> Buffer:
+        return await self._client(peer).read(digest)
+
+    def _client(self, peer: PeerId) -> BlocksService:
+        return self._rpc.client(peer, BlocksService, SERVICE, timeout=self._config.block_timeout)
+
+    async def _announce(self, manifest_id: str) -> None:
+        if self._dht is None:
+            return
+        manifest = self._manifests[manifest_id]
+        try:
+            told = await self._dht.put(_key(manifest_id), KIND, Provider(manifest.size))
+        except LatticaError as error:
+            self.counters[f"announce:{type(error).__name__}"] += 1
+            told = 0
+        if told:
+            self._unannounced.discard(manifest_id)
+        else:  # alone, for now
+            self._unannounced.add(manifest_id)
+            self._wake.set()
+
+    async def _keep_announcing(self) -> None:
+        while True:
+            for manifest_id in tuple(self._unannounced):
+                await self._announce(manifest_id)
+            self._wake = anyio.Event()
+            if not self._unannounced:
+                await self._wake.wait()
+            await anyio.sleep(RETRY_EVERY)
+
+
+class _Source:
+    """One manifest, and those who may have it."""
+
+    def __init__(self, blocks: Blocks, manifest_id: str, named: Sequence[PeerId]) -> None:
+        self.manifest_id = manifest_id
+        self.providers = Providers(blocks.banned, blocks.counters)
+        self._digest = to_hash(manifest_id)
+        self._blocks = blocks
+        self._named = [peer for peer in named if peer != blocks._rpc.local]
+        self._found: list[PeerId] | None = None
+
+    async def first(self) -> list[PeerId]:
+        """Those named and those found."""
+        if self._found is None:
+            await self.find()
+        return [*self._named, *(self._found or ())]
+
+    async def find(self) -> list[PeerId]:
+        """Those that the DHT names now."""
+        self._found = []
+        dht = self._blocks._dht
+        if dht is not None:
+            try:
+                records = await dht.get(_key(self.manifest_id), KIND, Provider)
+            except LatticaError as error:
+                self._blocks.counters[f"lookup:{type(error).__name__}"] += 1
+                records = []
+            local = self._blocks._rpc.local
+            self._found = [record.author for record in records if record.author != local]
+            for peer in self._found:
+                if self._blocks._rpc.links.find(peer) is None:
+                    await dht.find_peer(peer)  # teaches the links its addresses
+        return self._found
+
+    async def manifest(self) -> Manifest:
+        """The manifest, from here or from the first that gives the right bytes."""
+        blocks = self._blocks
+        if (known := blocks._manifests.get(self.manifest_id)) is not None:
+            return known
+        for peer in self.providers.usable(await self.first()):
+            try:
+                data = (await blocks._client(peer).manifest(self._digest)).data
+            except BlockMissingError:
+                self.providers.problems[peer] = "does not have it"
+                continue
+            except LatticaError as error:
+                self.providers.failed(peer, error)
+                continue
+            try:
+                manifest = await anyio.to_thread.run_sync(self._keep, data)
+            except BlockCorruptError:
+                self.providers.lied(peer)
+                continue
+            blocks._manifests[self.manifest_id] = manifest
+            return manifest
+        raise self.providers.error(self.manifest_id)
+
+    def _keep(self, data: memoryview) -> Manifest:
+        if len(data) > self._blocks._config.max_manifest or hash_of(data) != self._digest:
+            raise BlockCorruptError(f"these are not the bytes of {self.manifest_id}")
+        manifest = decode_manifest(bytes(data))
+        self._blocks._store.write_manifest(self._digest, data)
+        return manifest
+
+
+def _key(manifest_id: str) -> bytes:
+    return dht_key("blocks", manifest_id)
+
+
+def _size_of(source: Path) -> int:
+    return sum(path.stat().st_size for path, _ in files_of(source))

@@ -1,0 +1,294 @@
+"""Manifests and blocks on disk: what is cut where, what is refused, what a crash leaves."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lattica.config import KIB
+from lattica.errors import BlockCorruptError, BlockMissingError, StoreError
+from lattica.store.blockstore import BlockStore
+from lattica.store.cutting import cut
+from lattica.store.manifest import (
+    BlockRef,
+    FileEntry,
+    Manifest,
+    check_path,
+    decode_manifest,
+    hash_of,
+    to_hash,
+    to_id,
+)
+
+BLOCK = 256 * KIB
+
+
+def nothing(_: int) -> None:
+    pass
+
+
+def write_safetensors(path: Path, tensors: dict[str, bytes]) -> None:
+    """A file in the safetensors format, tensors in the given order."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, data in tensors.items():
+        header[name] = {"dtype": "U8", "shape": [len(data)], "data_offsets": [at, at + len(data)]}
+        at += len(data)
+    encoded = json.dumps(header).encode()
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + b"".join(tensors.values()))
+
+
+def noise(seed: int, size: int) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def blocks_of(manifest: Manifest) -> dict[bytes, int]:
+    return {block.hash: block.size for file in manifest.files for block in file.blocks}
+
+
+# ---------------------------------------------------------------------------------- manifests
+
+
+def test_an_id_is_one_word_and_names_the_hash():
+    digest = hash_of(b"data")
+    assert to_hash(to_id(digest)) == digest
+    assert to_id(digest).isascii()
+
+
+@pytest.mark.parametrize("text", ["", "b3-", "b3-" + "a" * 51, "x" * 55, "b3-" + "1" * 52, 5])
+def test_what_is_no_id_is_told(text):
+    with pytest.raises(StoreError, match="no manifest id"):
+        to_hash(text)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../x",
+        "/etc/passwd",
+        "a/../../x",
+        "a//b",
+        "",
+        ".",
+        "a/.",
+        "a\\..\\b",
+        "C:x",
+        "a\x00b",
+        "a\nb",
+        "x" * 201,
+        "a/" * 600 + "b",
+        "\udcff",
+    ],
+)
+def test_a_path_that_leads_elsewhere_is_refused(path):
+    with pytest.raises(StoreError, match="no safe"):
+        check_path(path)
+
+
+def entry(path: str, *sizes: int, size: int | None = None) -> FileEntry:
+    refs = tuple(BlockRef(bytes([s % 256]) * 32, s) for s in sizes)
+    return FileEntry(path, sum(sizes) if size is None else size, refs)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        Manifest((entry("../evil", 5),)),
+        Manifest((entry("a", 5), entry("a", 6))),
+        Manifest((entry("a", 5), entry("a/b", 6))),
+        Manifest((entry("a", 5, size=9),)),
+        Manifest((entry("a", 0),)),
+        Manifest((entry("a", 64 * 1024 * KIB),)),
+        Manifest((FileEntry("a", 1, (BlockRef(b"short", 1),)),)),
+        {"files": []},
+        b"",
+    ],
+)
+def test_a_manifest_that_cannot_be_right_is_refused(manifest):
+    with pytest.raises(StoreError):
+        decode_manifest(
+            manifest.encode()
+            if isinstance(manifest, Manifest)
+            else msgspec.msgpack.encode(manifest)
+        )
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=300, deadline=None)
+def test_garbage_is_no_manifest(data):
+    with pytest.raises(StoreError):
+        decode_manifest(data)
+
+
+# ------------------------------------------------------------------------------------ cutting
+
+
+@given(
+    sizes=st.lists(st.integers(0, 200_000), max_size=12),
+    block=st.sampled_from([1000, 70_000, 1_000_000]),
+)
+@settings(max_examples=60, deadline=None)
+def test_cuts_cover_a_file_whatever_its_tensors(tmp_path_factory, sizes, block):
+    path = tmp_path_factory.mktemp("cut") / "model.safetensors"
+    write_safetensors(path, {f"t{i}": bytes(size) for i, size in enumerate(sizes)})
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        lengths = list(cut(path, file, size, block))
+    assert sum(lengths) == size
+    assert all(0 < length <= block for length in lengths)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x05", b"\xff" * 100, (9).to_bytes(8, "little") + b"{not json" + b"x" * 50]
+)
+def test_a_file_that_only_claims_to_be_safetensors_is_cut_all_the_same(tmp_path, data):
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        assert sum(cut(path, file, len(data), 10)) == len(data)
+
+
+def test_a_new_version_shares_the_tensors_that_did_not_change(tmp_path):
+    tensors = {f"layer.{n}": noise(n, 300_001 + n) for n in range(8)}
+    tensors |= {f"norm.{n}": noise(100 + n, 512) for n in range(8)}
+    store = BlockStore(tmp_path / "store")
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    _, old = store.add(tmp_path / "model.safetensors", BLOCK, nothing)
+    # One tensor changes, another grows: everything after it lies elsewhere in the file.
+    tensors["layer.3"] = noise(50, 300_004)
+    tensors["layer.0"] = noise(51, 400_000)
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    _, new = store.add(tmp_path / "model.safetensors", BLOCK, nothing)
+    shared = sum(size for block, size in blocks_of(new).items() if block in blocks_of(old))
+    assert shared >= new.size - 400_000 - 300_004 - 2000
+    # Small tensors share blocks: not one file each.
+    assert len(blocks_of(new)) < 8 * 2 + 8
+
+
+# --------------------------------------------------------------------------------- the store
+
+
+def test_a_folder_comes_out_as_it_went_in(tmp_path):
+    source = tmp_path / "source"
+    (source / "deep/er").mkdir(parents=True)
+    contents = {"a.bin": noise(1, 600_000), "deep/er/b.txt": b"text", "deep/empty": b""}
+    for name, data in contents.items():
+        (source / name).write_bytes(data)
+    (source / ".hidden").write_text("left out")
+    store = BlockStore(tmp_path / "store")
+    done: list[int] = []
+    digest, manifest = store.add(source, BLOCK, done.append)
+    assert sum(done) == manifest.size
+    assert decode_manifest(store.manifest(digest)) == manifest
+    store.export(manifest.files, tmp_path / "out")
+    found = {
+        path.relative_to(tmp_path / "out").as_posix(): path.read_bytes()
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
+    assert found == contents
+
+
+def test_the_same_content_has_the_same_id_wherever_it_is_added(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "f").write_bytes(noise(1, 300_000))
+    ids = {
+        BlockStore(tmp_path / f"store-{name}").add(tmp_path / name, BLOCK, nothing)[0]
+        for name in ("one", "two")
+    }
+    assert len(ids) == 1
+
+
+@pytest.mark.parametrize("what", ["absent", "empty"])
+def test_nothing_to_add_is_told(tmp_path, what):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError, match=what):
+        BlockStore(tmp_path / "store").add(tmp_path / what, BLOCK, nothing)
+
+
+def test_wrong_bytes_are_never_kept(tmp_path):
+    store = BlockStore(tmp_path)
+    ref = BlockRef(hash_of(b"good"), 4)
+    for data in (b"evil", b"go", b"good and more"):
+        with pytest.raises(BlockCorruptError):
+            store.write(ref, data)
+    assert not store.has(ref)
+    with pytest.raises(BlockCorruptError):
+        store.write_manifest(hash_of(b"x"), b"y")
+    assert store.manifests() == []
+
+
+def test_a_block_that_went_bad_on_disk_is_not_served(tmp_path):
+    store = BlockStore(tmp_path)
+    ref = BlockRef(hash_of(b"good"), 4)
+    store.write(ref, b"good")
+    next((tmp_path / "blocks").rglob(ref.hash.hex())).write_bytes(b"evil")
+    with pytest.raises(BlockMissingError, match="damaged"):
+        store.read(ref.hash)
+    assert not store.has(ref)
+    store.write(ref, b"good")
+    assert store.read(ref.hash) == b"good"
+
+
+def test_half_written_files_are_cleared_and_a_short_block_is_not_here(tmp_path):
+    store = BlockStore(tmp_path)
+    ref = BlockRef(hash_of(b"good"), 4)
+    store.write(ref, b"good")
+    (tmp_path / "tmp" / "1-1").write_bytes(b"ha")
+    (tmp_path / "manifests" / "junk").write_bytes(b"")
+    path = next((tmp_path / "blocks").rglob(ref.hash.hex()))
+    path.write_bytes(b"go")  # what a file system without our fsync could leave
+    store = BlockStore(tmp_path)
+    assert not store.has(ref)
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert store.manifests() == []
+
+
+def test_a_link_out_of_the_destination_is_not_followed(tmp_path):
+    store = BlockStore(tmp_path / "store")
+    (tmp_path / "source/sub").mkdir(parents=True)
+    (tmp_path / "source/sub/file").write_bytes(b"data")
+    _, manifest = store.add(tmp_path / "source", BLOCK, nothing)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out/sub").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="leads out"):
+        store.export(manifest.files, tmp_path / "out")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_export_without_a_block_leaves_the_old_file(tmp_path):
+    store = BlockStore(tmp_path / "store")
+    _, manifest = store.add_bytes(noise(1, 600_000), BLOCK)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/bytes").write_text("old")
+    last = manifest.files[0].blocks[-1].hash.hex()
+    next((tmp_path / "store/blocks").rglob(last)).unlink()
+    with pytest.raises(BlockMissingError):
+        store.export(manifest.files, tmp_path / "out")
+    assert (tmp_path / "out/bytes").read_text() == "old"
+
+
+def test_removing_keeps_what_others_share(tmp_path):
+    store = BlockStore(tmp_path)
+    shared, own = noise(1, BLOCK), noise(2, BLOCK)
+    first, one = store.add_bytes(shared + own, BLOCK)
+    second, two = store.add_bytes(shared, BLOCK)
+    store.remove(first)
+    store.remove(first)
+    assert store.manifests() == [second]
+    assert all(store.has(block) for block in two.files[0].blocks)
+    assert not store.has(one.files[0].blocks[1])
+
+
+def test_a_directory_that_cannot_be_used_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot use"):
+        BlockStore(tmp_path / "file")
