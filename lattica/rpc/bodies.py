@@ -32,6 +32,7 @@ class BodySender:
 
     def grant(self, limit: int) -> None:
         """See `Source`."""
+        check_credit(limit, self._sent, self._channel.peer_window)
         self._limit = max(self._limit, limit)
         self._pump()
 
@@ -77,9 +78,10 @@ class BodyReceiver:
         self._total = 0
         self._stream = -1
         self._data = bytearray()
-        self._granted = max(m.INITIAL_CREDIT, channel.config.stream_window)
+        self._granted = channel.window
         self._ended = False
         self._cut = False
+        self._early = 0
 
     @property
     def arrived(self) -> int:
@@ -92,6 +94,8 @@ class BodyReceiver:
         `done("")` is called once all has arrived, `done(reason)` if it will not.
         """
         self._sizes, self._total, self._done = sizes, sum(sizes), done
+        self._channel.count_early(-self._early)
+        self._early = 0
         if self._cut:
             self.cut(m.CANCELLED)
         elif self._stream >= 0:
@@ -111,6 +115,9 @@ class BodyReceiver:
             raise FrameError("more bytes than the credit given")
         if self._done is not None:
             self._advance(self._done)
+        else:
+            self._early += len(data)
+            self._channel.count_early(len(data))
 
     def _advance(self, done: Callable[[str], None]) -> None:
         arrived = len(self._data)
@@ -125,7 +132,7 @@ class BodyReceiver:
 
     def resume(self) -> None:
         """It is this body's turn to be given credit."""
-        window = self._channel.config.stream_window
+        window = self._channel.window
         if len(self._data) + window - self._granted >= window // 4:
             self._granted = len(self._data) + window
             self._channel.send(m.Credit(self._stream, self._granted))
@@ -133,6 +140,9 @@ class BodyReceiver:
     def cut(self, code: int) -> None:
         """See `Sink`."""
         self._cut = True
+        self._data = bytearray()
+        self._channel.count_early(-self._early)
+        self._early = 0
         self._channel.release(self)
         if self._done is not None:
             self._done("a body ended before its end was announced")
@@ -140,6 +150,8 @@ class BodyReceiver:
     def abandon(self, code: int = m.CANCELLED) -> None:
         """Take in no more."""
         self._done = _nobody
+        self._channel.count_early(-self._early)
+        self._early = 0
         self._channel.release(self)
         if self._stream >= 0 and not self._ended:
             self._channel.close_sink(self._stream, code)
@@ -153,6 +165,16 @@ class BodyReceiver:
             views.append(whole[at : at + size])
             at += size
         return views
+
+
+def check_credit(limit: int, sent: int, window: int) -> None:
+    """An honest receiver allows a window more than it has, and it has no more than was sent.
+
+    Raises:
+        FrameError: it allows more, so that we would queue without bound.
+    """
+    if limit > sent + window:
+        raise FrameError("credit for more than a window ahead")
 
 
 def _nobody(problem: str) -> None:

@@ -103,6 +103,7 @@ class Channel:
         self.config = config
         self._events = events
         self._loop = asyncio.get_running_loop()
+        self.window = min(max(m.INITIAL_CREDIT, config.stream_window), m.MAX_WINDOW)
         self.peer_window = m.INITIAL_CREDIT
         self.peer_streams = config.max_streams_per_peer
         self.error: LinkError | None = None
@@ -122,7 +123,8 @@ class Channel:
         self._sending_bytes = 0
         self._receiving: dict[Receiver, None] = {}
         self._delayed: deque[Receiver] = deque()  # arriving bodies that wait for credit
-        self.send(m.Hello(m.VERSION, config.stream_window, config.max_streams_per_peer))
+        self._early = 0
+        self.send(m.Hello(m.VERSION, self.window, config.max_streams_per_peer))
 
     # ---------------------------------------------------------------- control
 
@@ -284,6 +286,16 @@ class Channel:
                 self._receiving[following] = None
                 following.resume()
 
+    def count_early(self, change: int) -> None:
+        """Bytes of bodies whose message has not come yet: a sender has so many under way.
+
+        Raises:
+            FrameError: there are too many.
+        """
+        self._early += change
+        if self._early > 2 * SENDING:
+            raise FrameError("too many bytes without a message that they belong to")
+
     def stream_data(self, stream_id: int, data: bytes, end: bool) -> None:
         """See `LinkHandler`."""
         if self.error is not None:
@@ -336,7 +348,7 @@ class Channel:
         if hello.version != m.VERSION:
             raise FrameError(f"version {hello.version}; this end speaks {m.VERSION}")
         self._greeted = True
-        self.peer_window = max(m.INITIAL_CREDIT, hello.window)
+        self.peer_window = min(max(m.INITIAL_CREDIT, hello.window), m.MAX_WINDOW)
         self.peer_streams = hello.streams
         for source in tuple(self._sources.values()):
             source.grant(self.peer_window)

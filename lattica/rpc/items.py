@@ -10,6 +10,7 @@ import msgspec
 
 from lattica.errors import BadResultError, FrameError, LatticaError, StreamTruncatedError
 from lattica.rpc import messages as m
+from lattica.rpc.bodies import check_credit
 from lattica.rpc.channel import Channel
 from lattica.rpc.codec import Packed
 from lattica.rpc.framing import FrameReader, frame
@@ -71,6 +72,7 @@ class ItemWriter:
 
     def grant(self, limit: int) -> None:
         """See `Source`."""
+        check_credit(limit, self._sent, self._channel.peer_window)
         self._limit = max(self._limit, limit)
         self._wake()
 
@@ -134,7 +136,7 @@ class ItemReader:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._window = max(m.INITIAL_CREDIT, channel.config.stream_window)
+        self._window = channel.window
         self._loop = asyncio.get_running_loop()
         self._stream = -1
         self._frames = FrameReader(channel.config.max_frame)

@@ -14,6 +14,7 @@ import msgspec
 VERSION = 1
 TRACE_BYTES = 16
 INITIAL_CREDIT = 64 * 1024  # bytes a data stream may carry before its receiver said more
+MAX_WINDOW = 16 * 1024 * 1024  # bytes; larger windows are taken for this one
 MAX_BUFFERS = 4096  # buffers beside one message
 
 # Codes of reset and stopped streams.

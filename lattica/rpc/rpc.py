@@ -71,6 +71,7 @@ class Rpc:
         self._running = False
         for session in tuple(self._sessions.values()):
             session.channel.link_lost(LinkLostError("this peer is shutting down"))
+            session.link.close("this peer is shutting down")  # its calls to us end now as well
         for dial in tuple(self._dials.values()):
             dial.cancel()
         try:

@@ -28,7 +28,9 @@ from lattica.rpc.methods import MethodSpec
 from lattica.rpc.registry import Handler, Registry
 from lattica.rpc.timer import Timer
 
-STRANGER_BODY = 16 * MIB  # what a peer without scopes may send beside a call
+STRANGER_BODY = 16 * MIB  # what a peer without scopes may send beside a call,
+STRANGER_HELD = 64 * MIB  # beside all its calls in flight,
+STRANGER_CALLS = 1024  # and how many those may be
 RETRY_AFTER = 0.1  # seconds
 
 
@@ -41,6 +43,7 @@ class Served:
         "handler",
         "is_cancelled",
         "message",
+        "nbytes",
         "owner",
         "slot",
         "started",
@@ -59,6 +62,7 @@ class Served:
         self.started = False
         self.is_cancelled = False
         self.slot = -1
+        self.nbytes = size_of(message)
 
     def expire(self) -> None:
         """The deadline has passed: the caller knows by its own clock."""
@@ -67,6 +71,11 @@ class Served:
     def body_done(self, problem: str) -> None:
         """All buffers have arrived, or will not."""
         self.owner.body_done(self, problem)
+
+
+def size_of(message: m.Call) -> int:
+    """Bytes of a call's arguments."""
+    return len(memoryview(message.args)) + sum(message.sizes)
 
 
 class Serving:
@@ -86,6 +95,7 @@ class Serving:
         self._encoder = encoder
         self._tasks = tasks
         self._calls: dict[int, Served] = {}
+        self._held = 0  # bytes of arguments of these calls
         self._last = -1  # the newest call's id
         self._early: dict[int, BodyReceiver] = {}  # bodies that came before their call
 
@@ -113,6 +123,7 @@ class Serving:
         remote, deadline = self._channel.link.remote, self._timer.now() + timeout
         context = CallContext(remote.peer, remote.scopes, remote.name, deadline, message.trace)
         served = self._calls[message.call] = Served(self, message, handler, context)
+        self._held += served.nbytes
         served.slot = self._timer.add(served, deadline)
         if message.sizes:
             served.body = early or BodyReceiver(self._channel)
@@ -180,18 +191,23 @@ class Serving:
         handler = self._registry.find(
             message.service, message.method, remote.peer, remote.scopes, local=False
         )
-        if len(self._calls) >= config.max_calls_per_peer:
+        member = bool(remote.scopes)
+        calls = config.max_calls_per_peer
+        if len(self._calls) >= (calls if member else min(calls, STRANGER_CALLS)):
             raise self._busy(f"{len(self._calls)} calls of {remote.peer.short} are in flight")
         if handler.spec.is_stream and not self._channel.has_place_for_items:
             raise self._busy(f"no more streams to {remote.peer.short} for now")
-        if not message.sizes:
-            return handler, self._decode(message, handler.spec, ())
-        limit = config.max_body if remote.scopes else min(config.max_body, STRANGER_BODY)
+        nbytes, limit = size_of(message), config.max_body
+        held = limit
+        if not member:
+            limit, held = min(limit, STRANGER_BODY), STRANGER_HELD
         if sum(message.sizes) > limit:
             self._registry.counters["refused:too_large"] += 1
-            raise BadArgumentsError(
-                f"{sum(message.sizes)} bytes of arguments; at most {limit} are taken"
-            )
+            raise BadArgumentsError(f"{nbytes} bytes of arguments; at most {limit} are taken")
+        if self._held and self._held + nbytes > held:
+            raise self._busy(f"{self._held} bytes of {remote.peer.short} are in use")
+        if not message.sizes:
+            return handler, self._decode(message, handler.spec, ())
         return handler, None
 
     def _busy(self, reason: str) -> BusyError:
@@ -216,6 +232,7 @@ class Serving:
     def _end(self, served: Served) -> None:
         if self._calls.pop(served.message.call, None) is None:
             return
+        self._held -= served.nbytes
         self._timer.discard(served.slot, served)
         if served.task is not None:
             served.handler.running -= 1

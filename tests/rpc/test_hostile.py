@@ -203,7 +203,7 @@ async def test_bad_arguments_fail_one_call_only(stage: Stage) -> None:
 async def test_a_huge_announced_body_costs_nothing_until_it_comes(stage: Stage) -> None:
     stage.puppet.greet()
     stage.puppet.say(call(0, "echo", [0], sizes=(4 * 1024 * MIB,)))
-    stage.puppet.say(call(1, "echo", [0], sizes=(2**60,)))
+    stage.puppet.say(call(1, "echo", [0], sizes=(2**60,)))  # refused at once
     await until(lambda: len(stage.puppet.outcomes()) == 1)
     assert "at most" in stage.puppet.outcomes()[0].message
     served = next(iter(stage.b._sessions.values())).serving._calls[0]
@@ -427,3 +427,22 @@ async def test_random_input_is_answered_or_refused(
         assert puppet.error is None or stage.b.counters["bad_frame"] == 1
         echo = stage.stranger.client(stage.b.local, Bench, "bench").echo
         assert await echo(Buffer(b"still here")) == Buffer(b"still here")
+
+
+async def test_credit_for_more_than_a_window_ahead(stage: Stage) -> None:
+    stage.puppet.greet()
+    stage.puppet.say(call(0, "parts", [1_000_000, 1000]))
+    await until(lambda: bool(stage.puppet.data))
+    stream = next(iter(stage.puppet.data))
+    stage.puppet.say(m.Credit(stream, 2**50))
+    await stage.refused(says="window ahead")
+
+
+async def test_early_bodies_are_bounded_in_bytes(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "SENDING", WINDOW)
+    stage.puppet.greet()
+    for i in range(3):
+        stage.puppet.link.write(stage.puppet.open(m.Body(i, False)), bytes(WINDOW))
+    await stage.refused(says="without a message")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 
 import pytest
 
-from lattica.errors import BadArgumentsError, PermissionDeniedError, RemoteError, UnknownMethodError
+from lattica.errors import (
+    BadArgumentsError,
+    DeadlineError,
+    PermissionDeniedError,
+    RemoteError,
+    UnknownMethodError,
+)
 from lattica.rpc import Buffer, method, serving
-from tests.rpc.mesh import Mesh
+from tests.rpc.mesh import Mesh, until
 from tests.rpc.services import Bench
 
 pytestmark = pytest.mark.anyio
@@ -97,3 +104,29 @@ async def test_the_server_checks_arguments_too(mesh: Mesh) -> None:
     with pytest.raises(BadArgumentsError, match="add"):
         await mesh.a.client(mesh.b.local, Liar, "bench").add("two")
     assert mesh.b.counters["refused:bad_arguments"] == 1
+
+
+async def test_a_stranger_holds_little(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Waits:
+        @method(scope=None)
+        async def wait(self, data: Buffer) -> None:
+            await asyncio.Event().wait()
+
+    mesh.b.register("waits", Waits())
+    monkeypatch.setattr(serving, "STRANGER_HELD", 1_000_000)
+    monkeypatch.setattr(serving, "STRANGER_CALLS", 4)
+    stub = mesh.stranger.client(mesh.b.local, Waits, "waits", timeout=0.2)
+    outcomes = await asyncio.gather(
+        *(stub.wait(Buffer(bytes(400_000))) for _ in range(3)),
+        *(stub.wait(Buffer(b"")) for _ in range(3)),
+        return_exceptions=True,
+    )
+    assert [type(one).__name__ for one in outcomes] == [
+        *["DeadlineError"] * 2,
+        "BusyError",
+        *["DeadlineError"] * 2,
+        "BusyError",
+    ]
+    await until(lambda: mesh.b.stats()["waits.wait"]["running"] == 0)
+    with pytest.raises(DeadlineError):
+        await stub.wait(Buffer(bytes(900_000)))
