@@ -174,6 +174,8 @@ class Documents:
 
     def _link_changed(self, link: PeerLink, is_up: bool) -> None:
         peer = link.remote.peer
+        if not is_up and self._rpc.links.find(peer) is not None:
+            return  # one of two links at once; the other goes on
         if not is_up:
             self._conversations.pop(peer, None)
             if (scope := self._scopes.pop(peer, None)) is not None:

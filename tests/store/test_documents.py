@@ -10,10 +10,12 @@ import anyio
 import pytest
 
 from lattica.clock import ManualClock
-from lattica.config import RpcConfig, StoreConfig
+from lattica.config import StoreConfig
+from lattica.dht import Dht
 from lattica.errors import DocumentError, GrantError, StoreError
 from lattica.identity import grants
 from lattica.identity.keys import PeerId
+from lattica.identity.tickets import Contact
 from lattica.link.memory import MemoryLinks, MemoryNetwork
 from lattica.rpc import Rpc
 from lattica.store import Document, Documents
@@ -35,16 +37,23 @@ async def peer(
     base: Path,
     *scopes: str,
     config: StoreConfig = SLOW,
+    with_dht: bool = False,
 ) -> AsyncIterator[Documents]:
     clock = ManualClock(NOW)
     shown = membership(identity(number), *scopes)
     links = MemoryLinks(network, identity(number), shown, clock=clock)
-    async with (
-        Rpc(links, config=RpcConfig()) as rpc,
-        Documents(
-            rpc, None, identity(number), shown, home(base, number), config, clock
-        ) as documents,
-    ):
+    async with contextlib.AsyncExitStack() as stack:
+        rpc = await stack.enter_async_context(Rpc(links))
+        dht = None
+        if with_dht:
+            dht = await stack.enter_async_context(
+                Dht(rpc, identity(number), clock=clock, addresses=lambda: (f"memory:{number}",))
+            )
+        documents = await stack.enter_async_context(
+            Documents(rpc, dht, identity(number), shown, home(base, number), config, clock)
+        )
+        if dht is not None and number > 1:
+            await dht.bootstrap([Contact(id_of(1), ("memory:1",))])
         yield documents
         links.leave()
 
@@ -152,6 +161,23 @@ async def test_a_long_history_crosses_in_many_batches(tmp_path):
         await link(one, 2)
         await there.synced()
         assert there.map("m")["k"] == 99
+
+
+async def test_peers_that_are_not_linked_find_each_other_through_the_dht(tmp_path):
+    network = MemoryNetwork()
+    async with contextlib.AsyncExitStack() as stack:
+        _, two, three = [
+            await stack.enter_async_context(
+                peer(network, number, tmp_path, config=QUICK, with_dht=True)
+            )
+            for number in (1, 2, 3)
+        ]
+        network.partition(id_of(2), id_of(3))  # the first one does not have it open
+        here = await two.open("roster")
+        here.map("m")["k"] = 1
+        network.heal(id_of(2), id_of(3))
+        there = await three.open("roster")
+        await until_equal(here, there)
 
 
 async def test_documents_do_not_mix(tmp_path):
