@@ -161,10 +161,10 @@ class Host:
             name=self.name,
             addresses=tuple(addresses),
             total=dict(total),
-            available=dict(available),
+            available={name: max(0.0, amount) for name, amount in available.items()},
             labels=dict(self._ledger.labels),
             scopes=tuple(scopes),
-            load=1.0 - available.get(CPU, 0.0) / cpus if cpus else 0.0,
+            load=max(0.0, 1.0 - available.get(CPU, 0.0) / cpus) if cpus else 0.0,
             actors=sum(not actor.is_dead for actor in self._actors.values()),
         )
 
@@ -215,6 +215,7 @@ class Host:
             return
         lease.is_ended = True
         del self._leases[lease.id]
+        self._lend(lease, False)
         self._ledger.give_back(lease.requirements, lease.gpus)
         if lease.actor is not None and (actor := self._actors.get(lease.actor)) is not None:
             actor.kill(reason, no_restart=True)
@@ -306,7 +307,17 @@ class Host:
         """
         if lease.worker is None or not lease.worker.is_alive:
             lease.worker = await self._pool.take(self._key(lease))
+            lease.worker.set_idle_listener(lambda is_idle: self._lend(lease, is_idle))
         return lease.worker
+
+    def _lend(self, lease: Lease, is_idle: bool) -> None:
+        """A worker that only waits for others' results needs no CPU meanwhile."""
+        if is_idle and not lease.is_lent and not lease.is_ended:
+            self._ledger.lend(lease.requirements.cpus)
+            lease.is_lent = True
+        elif not is_idle and lease.is_lent:
+            self._ledger.reclaim(lease.requirements.cpus)
+            lease.is_lent = False
 
     async def arguments(self, refs: tuple[ObjectId, ...]) -> tuple[Value, ...] | Failure:
         """The values of a call's `arg_refs`, or why there is none of one of them."""
@@ -364,12 +375,18 @@ class Host:
         if lease.is_ended:
             raise LeaseRefusedError(f"the lease for {spec.class_name} ended before it began")
         key = self._key(lease)
+
+        async def start() -> WorkerProcess:
+            worker = await self._workers.start(key, spec.class_name)
+            worker.set_idle_listener(lambda is_idle: self._lend(lease, is_idle))
+            return worker
+
         actor = HostedActor(
             spec,
             values,
             peer=self._rpc.local,
             peer_name=self.name,
-            start=lambda: self._workers.start(key, spec.class_name),
+            start=start,
             clock=self._clock,
         )
         self._actors[spec.actor] = actor

@@ -50,7 +50,7 @@ class Ledger:
             if amount > free:
                 return (
                     f"{_show(amount)} {name} wanted, "
-                    f"{_show(free)} of {_show(self.total[name])} free",
+                    f"{_show(max(0.0, free))} of {_show(self.total[name])} free",
                     True,
                 )
         return None
@@ -60,6 +60,17 @@ class Ledger:
         for name, amount in wanted(requirements).items():
             self.available[name] = round(self.available[name] - amount, _DIGITS)
         return self._take_gpus(requirements.gpus)
+
+    def lend(self, cpus: float) -> None:
+        """Let others use CPUs that are taken, while whoever has them only waits.
+
+        Without it a task that waits for tasks which wait for its CPU would wait for ever.
+        """
+        self.available[CPU] = round(self.available.get(CPU, 0.0) + cpus, _DIGITS)
+
+    def reclaim(self, cpus: float) -> None:
+        """Undo `lend`. For a while more may be taken than there is."""
+        self.lend(-cpus)
 
     def give_back(self, requirements: Requirements, gpus: tuple[int, ...]) -> None:
         """Undo `take`."""
@@ -97,6 +108,7 @@ class Lease:
         self.renewed = now  # when its owner was last heard of; seconds on the host's clock
         self.uses = 0  # runs in progress
         self.is_ended = False
+        self.is_lent = False  # its CPUs, while its worker only waits
         self.lock = asyncio.Lock()  # one run at a time
         self.worker: WorkerProcess | None = None  # of a task lease, between runs
         self.actor: ActorId | None = None

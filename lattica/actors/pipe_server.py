@@ -17,6 +17,7 @@ from lattica.actors.messages import Failure, ObjectId
 from lattica.errors import LatticaError
 
 MAX_REQUESTS = 10_000  # that one worker may wait for
+IDLE_AFTER = 0.02  # seconds in which a worker that waits for others' results counts as busy
 
 
 class CoreServer:
@@ -36,6 +37,10 @@ class CoreServer:
         self._requests: dict[int, anyio.CancelScope] = {}
         self._retained: Counter[ObjectId] = Counter()
         self._is_closed = False
+        self._waits = 0  # requests whose answers are other tasks' results
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_idle = False
+        self.on_idle: Callable[[bool], None] | None = None  # it waits for results, or no more
 
     def handle(self, message: pm.Request | pm.Note) -> None:
         """Carry out one operation."""
@@ -53,6 +58,7 @@ class CoreServer:
         self._is_closed = True
         for scope in self._requests.values():
             scope.cancel()
+        self._wait(-self._waits)
         if self._retained:
             # Its last results may hold refs that their receivers have yet to borrow.
             asyncio.get_running_loop().call_later(PIN_SECONDS, self._release_all)
@@ -96,14 +102,37 @@ class CoreServer:
         self._core.release(object_id)
 
     async def _serve(self, message: pm.Request, scope: anyio.CancelScope) -> None:
+        is_wait = isinstance(message, pm.Get | pm.Wait | pm.NextItem)
         with scope:
+            if is_wait:
+                self._wait(1)
             try:
                 answer = await self._answer(message)
             except LatticaError as error:
                 answer = _refused(message.request, error)
+            finally:
+                if is_wait and not self._is_closed:
+                    self._wait(-1)
             if not self._is_closed:
                 self._send(answer)
         del self._requests[message.request]
+
+    def _wait(self, change: int) -> None:
+        self._waits += change
+        if self._waits:
+            if self._timer is None:
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_later(IDLE_AFTER, self._set_idle, True)
+        elif self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._set_idle(False)
+
+    def _set_idle(self, is_idle: bool) -> None:
+        if is_idle != self._is_idle:
+            self._is_idle = is_idle
+            if self.on_idle is not None:
+                self.on_idle(is_idle)
 
     async def _answer(self, message: pm.Request) -> pm.Answer:
         core, request = self._core, message.request

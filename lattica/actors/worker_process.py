@@ -164,6 +164,11 @@ class WorkerProcess:
         """The process id; 0 before the fork."""
         return self._child.pid if self._child is not None else 0
 
+    def set_idle_listener(self, listener: Callable[[bool], None] | None) -> None:
+        """Have `listener` told when user code begins to wait for other results, and ends."""
+        if self._server is not None:
+            self._server.on_idle = listener
+
     @property
     def is_alive(self) -> bool:
         """Whether calls can still be made."""

@@ -240,6 +240,16 @@ async def hosting(tmp_path: Path, **options: Any) -> AsyncIterator[Bench]:
     assert [pid for pid in pids if psutil.pid_exists(pid)] == []
 
 
+def read(path: Path) -> str:
+    """What a process wrote; empty if it has not."""
+    return path.read_text() if path.exists() else ""
+
+
+def touch(path: Path) -> None:
+    """Make the file that a process waits for."""
+    path.write_text("")
+
+
 async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
     """Wait for something that another process does."""
     with anyio.fail_after(seconds):

@@ -28,6 +28,8 @@ from tests.actors.hosting import (
     eventually,
     hosting,
     new_id,
+    read,
+    touch,
     value_of,
 )
 
@@ -264,7 +266,7 @@ async def test_a_constructor_that_dies_is_tried_as_often_as_restarts_allow(
         assert failure is not None
         assert failure.kind == "actor_died"
         assert "exited with code 7" in failure.message
-        assert path.read_text() == "xxx"
+        assert read(path) == "xxx"
 
 
 async def test_calls_wait_for_the_constructor(tmp_path: Path) -> None:
@@ -393,7 +395,7 @@ async def test_nothing_runs_twice_or_never_over_many_crashes(tmp_path: Path) -> 
                 tasks.start_soon(write, number)
                 if number % 10 == 0:
                     await anyio.sleep(0.001)
-        written = [int(line) for line in path.read_text().split()]
+        written = [int(line) for line in read(path).split()]
         assert len(set(written)) == len(written), "a call ran twice"
         assert written == sorted(written), "calls changed places"
         lost = {number for number, result in results if isinstance(result, Failure)}
@@ -473,7 +475,7 @@ async def _cancel_second(bench: Bench, counter: Actor, path: Path) -> list[Any]:
         await anyio.wait_all_tasks_blocked()
         bench.host.cancel(ALICE, second.task, force=False)
         await anyio.sleep(0.02)
-        path.write_text("")
+        touch(path)
     return [results["first"], results["second"]]
 
 
@@ -523,6 +525,6 @@ async def test_a_caller_that_goes_away_does_not_interrupt_the_actor(tmp_path: Pa
             tasks.start_soon(counter.call, "add", 5)
             await anyio.sleep(0.05)
             tasks.cancel_scope.cancel()
-        path.write_text("")
+        touch(path)
         assert await counter.call("add", 0) in (0, 5)
         assert counter.host.node_info().actors == 1

@@ -13,11 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lattica.actors.context import current
 from lattica.actors.leases import Ledger
-from lattica.actors.messages import LeaseReply, LeaseRequest, Requirements
+from lattica.actors.messages import (
+    Failure,
+    LeaseReply,
+    LeaseRequest,
+    ObjectId,
+    Requirements,
+)
+from lattica.actors.serialization import dumps, loads
 from lattica.clock import ManualClock
 from lattica.config import ActorsConfig
-from tests.actors.hosting import ALICE, BOB, HOST, Bench, eventually, hosting, task
+from tests.actors.hosting import ALICE, BOB, HOST, Bench, eventually, hosting, task, value_of
 from tests.actors.test_host_actors import Counter
 
 pytestmark = pytest.mark.anyio
@@ -130,9 +138,60 @@ async def test_releasing_a_lease_ends_what_runs_on_it(tmp_path: Path) -> None:
         await eventually(path.exists)
         bench.host.release(ALICE, lease)
         [failure] = await run
-        assert failure.kind == "cancelled"  # type: ignore[union-attr]
-        assert "released" in failure.message  # type: ignore[union-attr]
+        assert isinstance(failure, Failure)
+        assert failure.kind == "cancelled"
+        assert "released" in failure.message
         await eventually(lambda: bench.host.worker_pids() == [])
+
+
+async def test_who_waits_for_other_results_lends_its_cpus(tmp_path: Path) -> None:
+    """Else a task that waits for a task that needs its CPU would wait for ever."""
+
+    def wait(path: str) -> int:
+        here = current()
+        ident = ObjectId(here.core.owner, b"later")
+        [value] = here.run(here.core.get, [ident], None)
+        while not os.path.exists(path):
+            pass
+        return int(loads(value))
+
+    path = tmp_path / "go"
+    async with hosting(tmp_path, resources={"CPU": 1}) as bench:
+        outer = bench.lease(cpus=1.0)
+        run = asyncio.create_task(bench.host.run(ALICE, outer, task(wait, str(path))))
+        assert ask(bench, cpus=1.0).lease is None
+        await eventually(lambda: bench.host.node_info().available["CPU"] == 1.0)
+        assert await bench.run(abs, -4, requirements={"cpus": 1.0}) == 4
+        inner = bench.lease(cpus=1.0)
+        bench.core.store(ObjectId(HOST, b"later"), dumps(7))
+        await eventually(lambda: bench.host._ledger.available["CPU"] == -1.0)
+        reply = ask(bench, cpus=0.5)
+        assert "0 of 1 free" in reply.reason
+        assert bench.host.node_info().available["CPU"] == 0.0
+        path.write_text("")
+        [outcome] = await run
+        assert value_of(outcome) == 7
+        bench.host.release(ALICE, inner)
+        bench.host.release(ALICE, outer)
+        assert bench.host.node_info().available["CPU"] == 1.0
+
+
+async def test_a_lender_that_dies_leaves_the_books_right(tmp_path: Path) -> None:
+    def wait() -> None:
+        here = current()
+        here.run(here.core.get, [here.new_object_id()], None)
+
+    async with hosting(tmp_path, resources={"CPU": 1}) as bench:
+        lease = bench.lease(cpus=1.0)
+        run = asyncio.create_task(bench.host.run(ALICE, lease, task(wait)))
+        await eventually(lambda: bench.host.node_info().available["CPU"] == 1.0)
+        os.kill(bench.host.worker_pids()[0], 9)
+        [failure] = await run
+        assert isinstance(failure, Failure)
+        assert failure.kind == "worker_died"
+        assert bench.host.node_info().available["CPU"] == 0.0
+        bench.host.release(ALICE, lease)
+        assert bench.host.node_info().available["CPU"] == 1.0
 
 
 async def test_an_actor_and_its_lease_are_used_once(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from lattica.identity import grants
 from lattica.identity.keys import Identity
 from lattica.link.memory import MemoryLinks, MemoryNetwork
 from lattica.rpc import Rpc
-from tests.actors.hosting import FakeCore, actor, eventually, new_id, task, value_of
+from tests.actors.hosting import FakeCore, actor, eventually, new_id, read, task, value_of
 from tests.actors.test_host_actors import Counter
 
 pytestmark = pytest.mark.anyio
@@ -176,4 +176,4 @@ async def test_a_lost_link_frees_what_its_peer_left_running(tmp_path: Path) -> N
             tasks.start_soon(run)
             await eventually(path.exists)
             parts.member_links.leave()
-        await eventually(lambda: path.read_text() == "interrupted")
+        await eventually(lambda: read(path) == "interrupted")

@@ -20,7 +20,17 @@ from lattica.actors.messages import Failure, Requirements
 from lattica.actors.serialization import dumps
 from lattica.config import ActorsConfig
 from lattica.errors import LeaseRefusedError, TaskError
-from tests.actors.hosting import ALICE, BOB, Bench, eventually, hosting, new_id, task, value_of
+from tests.actors.hosting import (
+    ALICE,
+    BOB,
+    Bench,
+    eventually,
+    hosting,
+    new_id,
+    read,
+    task,
+    value_of,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -220,7 +230,7 @@ async def test_what_a_worker_started_ends_with_it(tmp_path: Path) -> None:
     async with hosting(tmp_path) as bench:
         failure = await bench.run(spawn_and_die, str(path))
         assert failure.kind == "worker_died"
-        pids = [int(pid) for pid in path.read_text().split()]
+        pids = [int(pid) for pid in read(path).split()]
         await eventually(lambda: not any(_runs(pid) for pid in pids))
 
 
@@ -267,13 +277,15 @@ async def test_a_generator_streams_its_items(tmp_path: Path) -> None:
 
 async def test_a_generator_waits_for_its_consumer(tmp_path: Path) -> None:
     path = tmp_path / "at"
-    async with hosting(tmp_path, config=ActorsConfig(stream_window=4)) as bench:
-        async with aclosing(_stream(bench, count, 1000, str(path))) as items:
-            assert await anext(items) == 0
-            await eventually(lambda: path.exists() and path.read_text() >= "3")
-            await anyio.sleep(0.1)  # time in which it must not go on
-            assert int(path.read_text()) <= 5
-            assert [await anext(items) for _ in range(50)] == list(range(1, 51))
+    async with (
+        hosting(tmp_path, config=ActorsConfig(stream_window=4)) as bench,
+        aclosing(_stream(bench, count, 1000, str(path))) as items,
+    ):
+        assert await anext(items) == 0
+        await eventually(lambda: read(path) >= "3")
+        await anyio.sleep(0.1)  # time in which it must not go on
+        assert int(read(path)) <= 5
+        assert [await anext(items) for _ in range(50)] == list(range(1, 51))
 
 
 async def test_dropping_a_stream_ends_its_generator(tmp_path: Path) -> None:
@@ -289,7 +301,7 @@ async def test_dropping_a_stream_ends_its_generator(tmp_path: Path) -> None:
         pid = await bench.run(os.getpid)
         async with aclosing(_stream(bench, endless, str(path))) as items:
             assert await anext(items) == 0
-        assert path.read_text() == "closed"
+        assert read(path) == "closed"
         assert await bench.run(os.getpid) == pid
 
 
@@ -346,7 +358,7 @@ async def test_cancel_interrupts_a_blocking_call(tmp_path: Path) -> None:
         pid = await bench.run(os.getpid)
         failure = await _cancelled(bench, sleep_long, tmp_path / "state", force=False)
         assert failure.kind == "cancelled"
-        assert (tmp_path / "state").read_text() == "interrupted"
+        assert read(tmp_path / "state") == "interrupted"
         assert await bench.run(os.getpid) == pid
 
 
@@ -362,7 +374,7 @@ async def test_cancel_cancels_an_async_function(tmp_path: Path) -> None:
     async with hosting(tmp_path) as bench:
         failure = await _cancelled(bench, waits, tmp_path / "state", force=False)
         assert failure.kind == "cancelled"
-        assert (tmp_path / "state").read_text() == "cancelled"
+        assert read(tmp_path / "state") == "cancelled"
 
 
 async def test_force_ends_code_that_will_not_listen(tmp_path: Path) -> None:
@@ -436,7 +448,7 @@ async def test_a_task_whose_caller_is_gone_is_interrupted(tmp_path: Path) -> Non
             tasks.start_soon(bench.host.run, ALICE, lease, task(sleep_long, str(path)))
             await eventually(path.exists)
             tasks.cancel_scope.cancel()
-        assert path.read_text() == "interrupted"
+        assert read(path) == "interrupted"
         [outcome] = await bench.host.run(ALICE, lease, task(add, 1, 2))
         assert value_of(outcome) == 3
 

@@ -59,6 +59,7 @@ async def test_a_worker_has_its_own_directory_group_and_privileges(tmp_path: Pat
         Path("left-behind").write_text("x")
         return {
             "cwd": os.getcwd(),
+            "mode": os.stat(".").st_mode & 0o777,
             "tmp": tempfile.gettempdir(),
             "group": os.getpgrp() == os.getpid() == os.getsid(0),
             "no_new_privs": "NoNewPrivs:\t1" in status,
@@ -68,16 +69,16 @@ async def test_a_worker_has_its_own_directory_group_and_privileges(tmp_path: Pat
 
     async with hosting(tmp_path) as bench:
         seen = await bench.run(look)
-        cwd = Path(seen["cwd"])
-        assert cwd != Path.cwd()
-        assert cwd.stat().st_mode & 0o777 == 0o700
-        assert seen["tmp"] == str(cwd)
+        cwd = seen["cwd"]
+        assert cwd != os.getcwd()
+        assert seen["mode"] == 0o700
+        assert seen["tmp"] == cwd
         assert seen["group"]
         assert seen["no_new_privs"]
         assert seen["core"] == (0, 0)
         assert len(seen["fds"]) < 12, "descriptors of the host or fork server leaked"
-        assert (cwd / "left-behind").exists()
-    assert not cwd.exists()
+        assert _exists(f"{cwd}/left-behind")
+    assert not _exists(cwd)
 
 
 async def test_memory_asked_for_is_memory_allowed(tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ async def test_what_workers_print_is_kept_and_told(tmp_path: Path) -> None:
     def speak() -> None:
         print("to stdout")
         print("to stderr", file=sys.stderr)
-        os.system("echo from a child")  # noqa: S605, S607
+        os.system("echo from a child")
 
     async with hosting(tmp_path) as bench:
         lines: list[tuple[str, int, str]] = []
@@ -118,7 +119,7 @@ async def test_a_log_does_not_grow_without_end(tmp_path: Path) -> None:
     async with hosting(tmp_path, config=ActorsConfig(worker_log=100_000)) as bench:
         await bench.run(shout)
         logs = list(bench.log_dir.glob("worker-*"))
-        assert 2 <= len(logs)
+        assert len(logs) >= 2
         assert sum(log.stat().st_size for log in logs) <= 2 * 100_000 + 65_536
 
 
@@ -130,3 +131,7 @@ async def test_a_preloaded_module_is_there_before_it_is_asked_for(tmp_path: Path
     async with hosting(tmp_path, config=config) as bench:
         assert await bench.run(loaded)
         assert "no_such_module" in (bench.log_dir / "forkserver.log").read_text()
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(path)
