@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-
-import anyio
+from functools import partial
 
 from bench import grpc_echo
 from bench.floor import FloorClient
 from bench.loops import Call, p50, rate
+from bench.processes import other
 from bench.rows import Row, alternate
 from bench.servers import Echo, Where
 from lattica.identity import wire
@@ -24,30 +23,6 @@ from lattica.path.udp import UdpPath
 from lattica.rpc import Buffer, Rpc
 
 BODY = b"x" * 128
-START_TIMEOUT = 30.0
-
-
-@contextlib.asynccontextmanager
-async def echo_process() -> AsyncIterator[Where]:
-    """Run `bench.servers` in a process of its own."""
-    process = await anyio.open_process(
-        [sys.executable, "-m", "bench.servers"], stdin=subprocess.PIPE, stderr=None
-    )
-    try:
-        assert process.stdout is not None
-        line = b""
-        with anyio.fail_after(START_TIMEOUT):
-            while not line.endswith(b"\n"):
-                line += await process.stdout.receive()
-        yield wire.decode(bytes.fromhex(line.decode()), Where)
-    finally:
-        with anyio.CancelScope(shield=True):
-            assert process.stdin is not None
-            await process.stdin.aclose()
-            with anyio.move_on_after(5):
-                await process.wait()
-            if process.returncode is None:
-                process.kill()
 
 
 @contextlib.asynccontextmanager
@@ -73,7 +48,8 @@ async def rows(*, rounds: int = 5, seconds: float = 1.0) -> list[Row]:
     started = time.perf_counter()
     result: list[Row] = []
     async with contextlib.AsyncExitStack() as stack:
-        where = await stack.enter_async_context(echo_process())
+        server = await stack.enter_async_context(other("bench.servers"))
+        where = wire.decode(bytes.fromhex(await server.line()), Where)
         call = await stack.enter_async_context(lattica_call(where))
         loop = asyncio.get_running_loop()
         _, floor = await loop.create_connection(FloorClient, "127.0.0.1", where.floor_port)
@@ -90,8 +66,8 @@ async def rows(*, rounds: int = 5, seconds: float = 1.0) -> list[Row]:
                 await alternate(
                     "128 B calls/s, 64 in flight",
                     "calls/s",
-                    lambda: rate(call, in_flight=64, seconds=seconds),
-                    lambda reference=reference: rate(reference, in_flight=64, seconds=seconds),
+                    partial(rate, call, in_flight=64, seconds=seconds),
+                    partial(rate, reference, in_flight=64, seconds=seconds),
                     reference_name=name,
                     rounds=rounds,
                 )
@@ -100,8 +76,8 @@ async def rows(*, rounds: int = 5, seconds: float = 1.0) -> list[Row]:
                 await alternate(
                     "128 B call p50, one in flight",
                     "ms",
-                    lambda: p50(call, count=500),
-                    lambda reference=reference: p50(reference, count=500),
+                    partial(p50, call, count=500),
+                    partial(p50, reference, count=500),
                     reference_name=name,
                     rounds=rounds,
                 )

@@ -1,0 +1,110 @@
+"""Actor calls between a driver and a peer in another process, beside a local process pool."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import anyio
+import anyio.to_thread
+
+import lattica
+from bench.processes import other
+from bench.rows import Row, alternate
+
+START_TIMEOUT = 30.0
+POOL = "ProcessPoolExecutor, 1 local worker"
+
+
+@lattica.remote
+class Adder:
+    """Keeps a sum."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def add(self, amount: int) -> int:
+        """The sum so far."""
+        self.total += amount
+        return self.total
+
+
+def _add(amount: int) -> int:
+    return amount + 1
+
+
+async def rows(*, rounds: int = 5, calls: int = 1500) -> list[Row]:
+    """The table's second part."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        up = ("lattica", "up", "--json", "--home", home, "--listen", "127.0.0.1:0")
+        async with other(*up, "--name", "bench-host") as host:
+            ticket = str(json.loads(await host.line())["ticket"])
+            result = await anyio.to_thread.run_sync(_measure, ticket, rounds, calls)
+    sys.stderr.write(f"actors: {time.perf_counter() - started:.0f} s\n")
+    return result
+
+
+def _measure(ticket: str, rounds: int, calls: int) -> list[Row]:
+    with (
+        lattica.init(ticket, name="bench-driver"),
+        concurrent.futures.ProcessPoolExecutor(1) as pool,
+    ):
+        actor = Adder.options(num_cpus=0.1).remote()  # type: ignore[attr-defined]
+        lattica.get(actor.add.remote(1), timeout=START_TIMEOUT)
+        pool.submit(_add, 1).result()
+
+        async def pipelined() -> float:
+            return _rate(calls, lambda: lattica.get([actor.add.remote(1) for _ in range(calls)]))
+
+        async def pooled() -> float:
+            wait = concurrent.futures.wait
+            return _rate(calls, lambda: wait([pool.submit(_add, 1) for _ in range(calls)]))
+
+        async def one() -> float:
+            return _latency(lambda: lattica.get(actor.add.remote(1)))
+
+        async def one_pooled() -> float:
+            return _latency(lambda: pool.submit(_add, 1).result())
+
+        async def both() -> list[Row]:
+            return [
+                await alternate(
+                    "actor calls/s, sent in bursts",
+                    "calls/s",
+                    pipelined,
+                    pooled,
+                    reference_name=POOL,
+                    rounds=rounds,
+                ),
+                await alternate(
+                    "actor call, one at a time",
+                    "ms",
+                    one,
+                    one_pooled,
+                    reference_name=POOL,
+                    rounds=rounds,
+                ),
+            ]
+
+        return asyncio.run(both())
+
+
+def _rate(calls: int, burst: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    burst()
+    return calls / (time.perf_counter() - start)
+
+
+def _latency(call: Callable[[], object], count: int = 200) -> float:
+    samples = []
+    for _ in range(count):
+        start = time.perf_counter()
+        call()
+        samples.append(time.perf_counter() - start)
+    return sorted(samples)[count // 2] * 1000
