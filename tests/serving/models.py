@@ -84,9 +84,17 @@ CHAT_TEMPLATE = (
 )
 
 
+def byte_letter(byte: int) -> str:
+    """How byte-level tokenizers write a byte (GPT-2's table)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    if byte in printable:
+        return chr(byte)
+    return chr(256 + [b for b in range(256) if b not in printable].index(byte))
+
+
 def build_chat(directory: Path) -> Path:
     """A Llama with a byte-level tokenizer: its random answers are random bytes."""
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    alphabet = [byte_letter(byte) for byte in range(256)]
     vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
     inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -102,6 +110,8 @@ def build_chat(directory: Path) -> Path:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(3.0)
+        # Mostly ASCII: bytes that begin no character would be held back to the end.
+        model.lm_head.weight[3 + 128 :].mul_(0.1)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

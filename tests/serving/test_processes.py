@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import queue
@@ -14,9 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import openai
 import pytest
 
+from lattica.peer import Peer, PeerOptions
+from serving.background import background
+from serving.cli import gateway
+from serving.http import bind
 from tests.serving.test_gateway import MESSAGES, expected
 
 START = 60.0  # seconds; importing torch several times at once on a slow machine
@@ -77,40 +84,57 @@ def start(tmp_path: Path) -> Iterator[Any]:
         return process
 
     yield begin
-    for process in reversed(running):
+    for process in running:
+        process.child.terminate()
+    for process in running:
         process.stop()
 
 
 @pytest.mark.slow
-def test_a_stage_is_killed_in_mid_sentence(start: Any, chat: Path) -> None:
-    first = start("ann", "serve", str(chat), "--layers", "0:2", "--listen", "127.0.0.1:0")
-    ticket = first.wait_for("up")["ticket"]
-    first.wait_for("serving")
-    join = ("--ticket", ticket, "--listen", "127.0.0.1:0")
-    middle = start("bob", "serve", "tiny-chat", "--layers", "2:4", *join)
-    last = start("cat", "serve", "tiny-chat", "--layers", "4:6", *join)
-    standby = start("dan", "serve", "tiny-chat", "--layers", "standby", *join)
-    gateway = start("gateway", "gateway", "--port", "0", *join)
-    for process in (middle, last):
-        process.wait_for("serving")
-        assert sum(process.wait_for("fetched")["bytes_by_provider"].values()) > 0
-    standby.wait_for("standby")
-    client = openai.OpenAI(
-        base_url=gateway.wait_for("gateway")["url"], api_key="none", max_retries=0
-    )
-    with client:
-        stream = client.chat.completions.create(
-            model="tiny-chat", messages=MESSAGES, temperature=0, max_tokens=100, stream=True
-        )
-        text, story = "", {}
-        for chunk in stream:
-            text += chunk.choices[0].delta.content or ""
-            story = (chunk.model_extra or {}).get("lattica", story)
-            if len(text) >= 3 and middle.child.poll() is None:
-                os.kill(middle.child.pid, signal.SIGKILL)
-                middle.child.wait()
+@pytest.mark.anyio
+async def test_a_stage_is_killed_in_mid_sentence(
+    start: Any, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = ("--listen", "127.0.0.1:0")
+    first = start("ann", "serve", str(chat), "--layers", "0:3", *here)
+    ticket = (await anyio.to_thread.run_sync(first.wait_for, "up"))["ticket"]
+    join = ("--ticket", ticket, *here)
+    second = start("bob", "serve", "tiny-chat", "--layers", "3:6", *join)
+    standby = start("cat", "serve", "tiny-chat", "--layers", "standby", *join)
+    options = PeerOptions(home=tmp_path / "gateway", ticket=ticket, listen=here[1], name="gate")
+    listener = bind("127.0.0.1", 0)
+    args = argparse.Namespace(home=options.home, json=True)
+    async with Peer.open(options) as peer, background() as tasks:
+        tasks.start_soon(gateway, args, peer, listener)
+        await anyio.to_thread.run_sync(first.wait_for, "serving")
+        for process, state in ((second, "serving"), (standby, "standby")):
+            await anyio.to_thread.run_sync(process.wait_for, state)
+            fetched = await anyio.to_thread.run_sync(process.wait_for, "fetched")
+            assert sum(fetched["bytes_by_provider"].values()) > 100_000
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            text, story = await read_and_kill(client, second)
     assert text == expected(chat, 100)
-    assert story["stages"] == ["ann", "dan", "cat"]
-    assert story["replaced"][0]["lost"] == "bob"
+    assert story["stages"] == ["ann", "cat"]
+    assert [lost["lost"] for lost in story["replaced"]] == ["bob"]
     assert story["replaced"][0]["gap_ms"] < 10_000
-    assert standby.wait_for("serving")["span"] == "2:4"
+    assert f'"url":"{url}"' in capsys.readouterr().out
+    took = await anyio.to_thread.run_sync(standby.wait_for, "serving")
+    assert took["span"] == "3:6"
+
+
+async def read_and_kill(
+    client: openai.AsyncOpenAI, victim: Process
+) -> tuple[str, dict[str, Any]]:
+    """The answer, while a stage dies after a few characters, and how it came about."""
+    text, story = "", {}
+    stream = await client.chat.completions.create(
+        model="tiny-chat", messages=MESSAGES, temperature=0, max_tokens=100, stream=True
+    )
+    async for chunk in stream:
+        text += chunk.choices[0].delta.content or ""
+        story = (chunk.model_extra or {}).get("lattica", story)
+        if len(text) >= 3 and victim.child.poll() is None:
+            os.kill(victim.child.pid, signal.SIGKILL)
+            victim.child.wait()
+    return text, story
