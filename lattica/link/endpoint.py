@@ -35,6 +35,7 @@ from lattica.link.refusals import CloseCode, DuplicateLinkError
 from lattica.path.interface import Path, VirtualAddress
 
 TICK = 0.1  # seconds between looks at the clocks, at most
+MAX_WINDOW = 16 * 1024 * 1024  # bytes in flight, where the path knows no better
 MAX_UNORDERED = 32 * 1024 * 1024  # bytes a link holds because something before them is missing
 
 
@@ -338,6 +339,7 @@ class Endpoint:
             is_client=is_client,
             certificate=self._certificate,
             datagram=max(header.MIN_INITIAL, limit),
+            window=self.path.window_limit(address) or MAX_WINDOW,
             max_unordered=MAX_UNORDERED,
         )
 
@@ -408,7 +410,7 @@ class Endpoint:
         late = now - self._tick_due
         for link in tuple(self._all):
             if late > TICK:
-                link.liveness.on_stall(late, now)
+                link.on_stall(late, now)
             link.check(now)
         self._closing.expire(now)
         self._rule_all()

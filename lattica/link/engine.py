@@ -21,6 +21,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     is_client: bool
     certificate: Certificate
     datagram: int
+    window: int = 16 * 1024 * 1024  # in flight at most
     idle_timeout: float = 60.0  # a backstop: the link watches its own silence
     max_data: int = 16 * 1024 * 1024
     max_stream_data: int = 4 * 1024 * 1024

@@ -13,8 +13,11 @@ from typing import TextIO, cast
 
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.congestion.base import register_congestion_control
+from aioquic.quic.congestion.reno import RenoCongestionControl
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import QuicErrorCode
+from aioquic.quic.packet_builder import QuicSentPacket
 
 from lattica.link import header
 from lattica.link.engine import EngineConfig, EngineSink
@@ -25,8 +28,30 @@ ALPN = "lattica"
 MAX_REASON = 200  # bytes of a close reason; it has to fit one packet
 _LIVE_STREAMS = 1024  # of ours in aioquic at once: it walks over all of them for each packet
 
-# aioquic warns about every malformed packet; without a handler Python prints that.
-logging.getLogger("quic").addHandler(logging.NullHandler())
+# aioquic warns about every malformed packet: a stranger could fill the log.
+logging.getLogger("quic").setLevel(logging.ERROR)
+
+
+class BoundedReno(RenoCongestionControl):
+    """Reno whose window neither outgrows the receiver's socket buffer nor grows unused.
+
+    aioquic's own grows with every acknowledged packet, also while the application and not
+    the window limits what is in flight (RFC 9002 §7.8): the first large burst after a
+    quiet time would overrun the buffers, and every small call behind it would wait.
+    """
+
+    limit: int = 16 * 1024 * 1024  # bytes
+
+    def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:
+        """Grow only a window that is used, and not beyond the limit."""
+        if self.bytes_in_flight * 2 < self.congestion_window:
+            self.bytes_in_flight -= packet.sent_bytes
+            return
+        super().on_packet_acked(now=now, packet=packet)
+        self.congestion_window = min(self.congestion_window, self.limit)
+
+
+register_congestion_control("lattica", BoundedReno)
 
 
 class _Waiting:
@@ -48,6 +73,7 @@ class AioquicEngine:
             configuration=QuicConfiguration(
                 alpn_protocols=[ALPN],
                 certificate=config.certificate.certificate,
+                congestion_control_algorithm="lattica",
                 connection_id_length=header.CONNECTION_ID,
                 idle_timeout=config.idle_timeout,
                 is_client=config.is_client,
@@ -67,6 +93,9 @@ class AioquicEngine:
             self._connection._local_max_streams_uni,
         ):
             limit.value = limit.sent = config.max_streams
+        congestion = self._connection._loss._cc  # made inside, with no argument of ours
+        assert isinstance(congestion, BoundedReno)
+        congestion.limit = max(config.window, congestion.congestion_window)
         first = 0 if config.is_client else 1
         self._next_id = {False: first, True: first + 2}
         self._waiting: dict[int, _Waiting] = {}  # for fewer live streams, in order of id
@@ -148,8 +177,10 @@ class AioquicEngine:
     def next_stream_id(self, *, unidirectional: bool) -> int:
         stream_id = self._next_id[unidirectional]
         self._next_id[unidirectional] += 4
+        is_first = not self._waiting
         self._waiting[stream_id] = _Waiting()
-        self._admit()
+        if is_first:  # else there was no room a moment ago
+            self._admit()
         return stream_id
 
     def send(self, stream_id: int, data: bytes, end: bool) -> bool:
@@ -200,7 +231,11 @@ class AioquicEngine:
 
         It takes a stream below the newest one, that it has not seen, for a finished one.
         """
-        while self._waiting and self._has_room():
+        if not self._waiting:
+            return
+        for _ in range(self._room()):
+            if not self._waiting:
+                return
             stream_id = next(iter(self._waiting))
             waiting = self._waiting.pop(stream_id)
             self._connection.send_stream_data(stream_id, b"", False)
@@ -209,12 +244,13 @@ class AioquicEngine:
             if waiting.reset is not None:
                 self._connection.reset_stream(stream_id, waiting.reset)
 
-    def _has_room(self) -> bool:
+    def _room(self) -> int:
+        """How many more streams of ours aioquic may know."""
         streams = self._connection._streams
-        if len(streams) < _LIVE_STREAMS:
-            return True
+        if len(streams) < _LIVE_STREAMS // 2:
+            return _LIVE_STREAMS // 2
         ours = 0 if self._connection._is_client else 1
-        return sum(stream_id & 1 == ours for stream_id in streams) < _LIVE_STREAMS
+        return _LIVE_STREAMS - sum(stream_id & 1 == ours for stream_id in streams)
 
     def _bound_unordered(self) -> None:
         connection = self._connection

@@ -103,7 +103,7 @@ class QuicLink:
         self._out_ends: set[int] = set()
         self._refusals = 0
         self.phase = Phase.HANDSHAKE
-        self.started = now
+        self._started = now
         self.liveness = Liveness(owner.config, now)
         self.connection_ids: set[bytes] = set(engine.connection_ids)
         self.error: LinkError | None = None
@@ -264,14 +264,16 @@ class QuicLink:
                 self.end(LinkLostError(text), CloseCode.LOST, text)
             elif self.expires <= self._owner.clock.time():
                 self.refuse(LinkRefusedError("the grant expired; ask for a new one"))
-        elif self.phase is not Phase.CLOSED:
+        elif self.phase is not Phase.CLOSED and not self.is_dialer:
+            # A dialer's patience is its dial's.
             limit = self._owner.config.handshake_timeout
-            if now - self.started < limit:
-                return
-            if self.phase is Phase.HANDSHAKE and self.is_dialer:
-                self.end(LinkLostError("no answer"), CloseCode.LOST, "no answer")
-            else:
+            if now - self._started >= limit:
                 self.refuse(LinkRefusedError(f"no valid hello within {limit:g} s"))
+
+    def on_stall(self, seconds: float, now: float) -> None:
+        """This end's loop did not run for `seconds`: nobody is to blame for them."""
+        self._started += seconds
+        self.liveness.on_stall(seconds, now)
 
     def refuse(self, error: LinkError) -> None:
         """Close with a typed reason."""

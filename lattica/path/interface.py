@@ -73,6 +73,10 @@ class Path(Protocol):
         """Largest datagram known to pass, in bytes; None where nothing is known."""
         ...
 
+    def window_limit(self, address: VirtualAddress) -> int | None:
+        """Most bytes in flight that the remote's socket buffer takes; None where unknown."""
+        ...
+
     def describe(self, address: VirtualAddress) -> str:
         """The physical path used now, for people."""
         ...

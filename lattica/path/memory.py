@@ -143,6 +143,9 @@ class MemoryPath:
     def datagram_limit(self, address: VirtualAddress) -> int | None:
         return None
 
+    def window_limit(self, address: VirtualAddress) -> int | None:
+        return None
+
     def describe(self, address: VirtualAddress) -> str:
         return self._routes.best(address) or "forgotten"
 

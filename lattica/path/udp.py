@@ -22,7 +22,8 @@ from lattica.path.routes import Routes
 
 MAX_DRAIN = 256  # datagrams per wake-up, so that timers and tasks get their turn
 MAX_QUEUE = 4 * 1024 * 1024  # bytes waiting for a full send buffer
-LOOPBACK_DATAGRAM = 16_384  # bytes; loopback has an MTU of 64 KiB
+LOOPBACK_DATAGRAM = 16_384  # bytes; what QUIC's two-byte lengths can express
+LOOPBACK_WINDOW = 2 * 1024 * 1024  # bytes; more only makes small calls wait longer
 MAX_DATAGRAM = 65_535
 
 # Linux; the socket module does not name them everywhere.
@@ -142,6 +143,13 @@ class UdpPath:
         physical = self._routes.best(address)
         if physical is not None and text.is_loopback(physical[0]):
             return LOOPBACK_DATAGRAM
+        return None
+
+    def window_limit(self, address: VirtualAddress) -> int | None:
+        physical = self._routes.best(address)
+        if physical is not None and text.is_loopback(physical[0]):
+            # The other end is on this machine, where all are granted the same.
+            return min(LOOPBACK_WINDOW, self.buffers[0] // 2)
         return None
 
     def describe(self, address: VirtualAddress) -> str:
