@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 
 from lattica.actors.messages import NodeInfo
@@ -18,6 +19,7 @@ NODE = "node"
 MAX_AGE = 1.0  # seconds a listing is good for
 DEAD_FOR = 3.0  # seconds a peer that did not answer is left alone
 DIALS = 16  # at a time
+MAX_NAMES = 4096
 
 log = logging.getLogger("lattica.actors")
 
@@ -34,6 +36,7 @@ class Directory:
         self._read_at = float("-inf")
         self._reading: asyncio.Lock = asyncio.Lock()
         self._dead: dict[PeerId, float] = {}
+        self._names: OrderedDict[PeerId, str] = OrderedDict()  # of those that are gone, too
         self.own_node: Callable[[], NodeInfo] | None = None
         dht.register_kind(NODE, NodeInfo, check=lambda author, _, node: node.peer == author)
 
@@ -73,6 +76,12 @@ class Directory:
         Raises:
             LinkError: there is none to be had.
         """
+        link = await self._link(peer)
+        if link.remote.name:
+            self._remember(peer, link.remote.name)
+        return link
+
+    async def _link(self, peer: PeerId) -> Link:
         link = self._rpc.links.find(peer)
         if link is not None:
             return link
@@ -94,10 +103,7 @@ class Directory:
         """A peer's name for people."""
         if (link := self._rpc.links.find(peer)) is not None and link.remote.name:
             return link.remote.name
-        for node in self._present():
-            if node.peer == peer and node.name:
-                return node.name
-        return peer.short
+        return self._names.get(peer) or peer.short
 
     def rtts(self) -> dict[PeerId, float]:
         """Round-trip times in seconds, by peer, of the links that there are."""
@@ -124,4 +130,11 @@ class Directory:
             for node in self._nodes
             if node.peer != self._rpc.local and (node.peer in linked or node.peer not in self._dead)
         ]
+        for node in others:
+            self._remember(node.peer, node.name)
         return [*([self.own_node()] if self.own_node is not None else []), *others]
+
+    def _remember(self, peer: PeerId, name: str) -> None:
+        self._names[peer] = name
+        if len(self._names) > MAX_NAMES:
+            self._names.popitem(last=False)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any, Protocol
 
 import anyio.abc
@@ -15,7 +16,7 @@ from lattica.actors.directory import Directory
 from lattica.actors.host_service import HostService
 from lattica.actors.messages import ActorCall, ActorId, ActorInfo, Failure, ObjectId, Outcome
 from lattica.actors.names import ActorService, owner_of
-from lattica.actors.submission import DID_NOT_RUN, Results, cancelled
+from lattica.actors.submission import DID_NOT_RUN, Results, cancelled, items_of
 from lattica.errors import (
     CallLostError,
     LatticaError,
@@ -287,15 +288,16 @@ class _Line:
             return await service.call(call.call)
         results = self._dispatcher.results
         skip = call.items
-        async for outcome in service.call_stream(call.call):
-            if skip:
-                skip -= 1
-                continue
-            if isinstance(outcome, Failure):
-                return outcome
-            call.items += 1
-            results.item(stream, outcome)
-            await results.room(stream)
+        async with aclosing(items_of(service.call_stream(call.call))) as items:
+            async for outcome in items:
+                if skip:
+                    skip -= 1
+                    continue
+                if isinstance(outcome, Failure):
+                    return outcome
+                call.items += 1
+                results.item(stream, outcome)
+                await results.room(stream)
         return []
 
     async def _after(self, call: Call, host: PeerId, failure: Failure) -> Failure | None:

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -309,8 +310,10 @@ class Owner:
             self._streams[stream] = Stream(stream, self.objects)
 
     def _freed(self, object_id: ObjectId) -> None:
-        if (stream := self._streams.pop(object_id, None)) is not None:
-            stream.close()
+        stream = self._streams.pop(object_id, None)
+        if stream is not None and not stream.close():
+            # Nobody reads it any more: what makes it may stop.
+            self._tasks.start_soon(partial(self._cancel_own, object_id, force=False))
 
     async def _drop(self, actor: ActorId) -> None:
         await self._dispatcher.idle(actor)

@@ -75,7 +75,7 @@ def dump(obj: Any, *, out_of_band: bool = True) -> Value:
     file = io.BytesIO()
     pickler = Pickler(file, out_of_band=out_of_band)
     pickler.dump(obj)
-    return Value(Buffer(file.getbuffer()), tuple(pickler.buffers), tuple(pickler.refs))
+    return Value(Buffer(file.getvalue()), tuple(pickler.buffers), tuple(pickler.refs))
 
 
 def load(value: Value) -> Any:

@@ -59,7 +59,7 @@ class RemoteFunction(Generic[P, R]):
         result = returned(context, self._num_returns())
         spec = TaskSpec(
             task=os.urandom(16),
-            name=self._options.name or self.__qualname__.removeprefix("<locals>."),
+            name=self._options.name or self.__qualname__.rpartition("<locals>.")[2],
             function=code,
             function_hash=code_hash,
             args=packed.args,

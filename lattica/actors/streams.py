@@ -60,11 +60,13 @@ class Stream:
         while self._ahead > MAX_AHEAD and not self._ended:
             await self._changed.wait()
 
-    def close(self) -> None:
-        """The consumer is gone."""
+    def close(self) -> bool:
+        """The consumer is gone; whether the stream had ended by then."""
+        ended = self._ended
         for index in list(self._held):
             self._drop(index)
         self.end()
+        return ended
 
     def _drop(self, index: int) -> None:
         self._table.release(self._held.pop(index))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, Protocol, cast
 
 import anyio.abc
 
@@ -169,10 +170,9 @@ class Submission:
             self._leasing.lost(lease, peer_too=True)
             may_have_run = getattr(error, "may_have_run", isinstance(error, StreamTruncatedError))
             name = self._results.name_of(lease)
-            ran = "it may have run" if may_have_run else "it did not run"
             outcomes = Failure(
                 "worker_died",
-                f"peer {name} was lost while it had {task.spec.name}: {error}; {ran}",
+                f"peer {name} was lost while it had {task.spec.name}: {error}",
                 peer=lease.peer,
                 peer_name=name,
                 may_have_run=may_have_run,
@@ -220,15 +220,16 @@ class Submission:
                 )
             return outcomes
         skip = task.items  # a retried generator starts anew; the items seen stand
-        async for outcome in host.run_stream(lease.lease, spec):
-            if skip:
-                skip -= 1
-                continue
-            if isinstance(outcome, Failure):
-                return outcome
-            task.items += 1
-            self._results.item(spec.stream, outcome)
-            await self._results.room(spec.stream)
+        async with aclosing(items_of(host.run_stream(lease.lease, spec))) as items:
+            async for outcome in items:
+                if skip:
+                    skip -= 1
+                    continue
+                if isinstance(outcome, Failure):
+                    return outcome
+                task.items += 1
+                self._results.item(spec.stream, outcome)
+                await self._results.room(spec.stream)
         return []
 
     def _try_again(self, task: Task, failure: Failure) -> bool:
@@ -344,3 +345,8 @@ def _shape(needs: Requirements) -> Shape:
         tuple(sorted(needs.labels.items())),
         needs.peer,
     )
+
+
+def items_of(stream: AsyncIterator[Outcome]) -> AsyncGenerator[Outcome, None]:
+    """A stub's stream as what it is: one that can be closed, which cancels the handler."""
+    return cast("AsyncGenerator[Outcome, None]", stream)

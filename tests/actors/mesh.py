@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 
-from lattica.actors.context import Context, set_current
+from lattica.actors.context import Context, current, set_current
 from lattica.actors.host import Host
 from lattica.actors.messages import NodeInfo
 from lattica.actors.owner import Owner
@@ -139,6 +139,20 @@ class Mesh:
         self.members[name] = member
         await self.tasks.start(member.run, first)
         return member
+
+
+async def ready(refs: Sequence[Any], count: int, timeout: float) -> list[bool]:
+    """Which refs are ready once `count` are, or `timeout` seconds have passed."""
+    context = current()
+    ids = [ref.id for ref in refs]
+    done = await context.run_async(context.core.wait, ids, count, timeout)
+    return [each in done for each in ids]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Look again and again; the test's own time limit ends it."""
+    while not condition():
+        await anyio.sleep(0.02)
 
 
 @contextlib.asynccontextmanager
