@@ -13,7 +13,7 @@ from lattica.store import Blocks, Documents
 from tests.store.mesh import NOW, home, identity, membership
 
 CONFIG = StoreConfig(block=16 * KIB)
-SIZE = 6_400_000
+SIZE = 3_200_000
 
 
 def data() -> bytes:
