@@ -35,7 +35,7 @@ QUICK = LinkConfig(
 async def eventually(condition: Callable[[], object], timeout: float = 5.0) -> None:
     """Wait for what announces itself to nobody."""
     with anyio.fail_after(timeout):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await anyio.sleep(0.01)
 
 
@@ -78,6 +78,14 @@ class Recorder:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
+
+
+async def exchange(sender: Link, receiver: Recorder, data: bytes) -> None:
+    """Send `data` on a new stream and check what arrives."""
+    stream_id = sender.open_stream(unidirectional=True)
+    sender.write(stream_id, data, end=True)
+    await receiver.until(lambda: stream_id in receiver.ended)
+    assert receiver.data[stream_id] == data
 
 
 class Peer:

@@ -1,4 +1,4 @@
-"""Links over the in-memory packet network: making, using and losing them."""
+"""Links over the in-memory packet network: making and using them."""
 
 from __future__ import annotations
 
@@ -9,34 +9,23 @@ import time
 import anyio
 import pytest
 
-from lattica.clock import ManualClock
 from lattica.config import LinkConfig
 from lattica.errors import (
-    CrossMeshError,
-    LinkLostError,
-    LinkRefusedError,
-    SelfDialError,
     UnknownPeerError,
     UnreachableError,
-    WrongPeerError,
 )
-from lattica.identity.grants import CALL, Membership
 from lattica.link.interface import Link
 from lattica.path.memory import Conditions, PacketNetwork
-from tests.link.helpers import ALICE, BOB, CAROL, MESH, QUICK, Peer, Recorder, member, peer, two
+from tests.link.helpers import (
+    ALICE,
+    BOB,
+    CAROL,
+    exchange,
+    peer,
+    two,
+)
 
 pytestmark = pytest.mark.anyio
-
-
-async def exchange(sender: Link, receiver: Recorder, data: bytes) -> None:
-    """Send `data` on a new stream and check what arrives."""
-    stream_id = sender.open_stream(unidirectional=True)
-    sender.write(stream_id, data, end=True)
-    await receiver.until(lambda: stream_id in receiver.ended)
-    assert receiver.data[stream_id] == data
-
-
-# ------------------------------------------------------------------ making links
 
 
 async def test_both_ends_get_the_link_with_what_the_other_has_proven() -> None:
@@ -173,272 +162,6 @@ async def test_whoever_fails_to_connect_may_try_again() -> None:
             await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
         network.heal("a:1", "b:1")
         assert (await alice.endpoint.connect(bob.id)).is_open
-
-
-# --------------------------------------------------------------------- refusals
-
-
-async def test_another_peer_at_the_address_is_refused() -> None:
-    async with two() as (alice, bob):
-        with pytest.raises(WrongPeerError, match=CAROL.peer_id.short):
-            await alice.endpoint.connect(CAROL.peer_id, bob.endpoint.addresses)
-        with pytest.raises(UnknownPeerError):  # and not asked there again
-            await alice.endpoint.connect(CAROL.peer_id)
-        assert bob.handlers == []
-
-
-async def test_a_wrong_peer_does_not_hide_the_right_one() -> None:
-    network = PacketNetwork()
-    async with two(network) as (alice, bob), peer(CAROL, network.path("c")) as carol:
-        addresses = (*bob.endpoint.addresses, *carol.endpoint.addresses)
-        link = await alice.endpoint.connect(carol.id, addresses)
-        assert link.remote.peer == carol.id
-
-
-async def test_dialling_oneself_is_refused() -> None:
-    async with two() as (alice, _):
-        with pytest.raises(SelfDialError):
-            await alice.endpoint.connect(alice.id, alice.endpoint.addresses)
-        with pytest.raises(SelfDialError):
-            await alice.endpoint.connect(CAROL.peer_id, alice.endpoint.addresses)
-
-
-async def test_a_copy_of_the_own_key_is_refused() -> None:
-    network = PacketNetwork()
-    async with (
-        peer(ALICE, network.path("a")) as alice,
-        peer(ALICE, network.path("copy")) as copy,
-    ):
-        with pytest.raises(SelfDialError):
-            await alice.endpoint.connect(BOB.peer_id, copy.endpoint.addresses)
-
-
-async def test_another_mesh_is_refused_at_both_ends() -> None:
-    network = PacketNetwork()
-    elsewhere = member(CAROL, mesh=CAROL)
-    async with (
-        peer(ALICE, network.path("a")) as alice,
-        peer(CAROL, network.path("c"), membership=elsewhere) as carol,
-    ):
-        with pytest.raises(CrossMeshError, match=MESH.peer_id.short):
-            await carol.endpoint.connect(alice.id, alice.endpoint.addresses)
-        assert alice.endpoint.counters["unproven:CrossMeshError"] == 1
-        with pytest.raises(CrossMeshError):
-            await alice.endpoint.connect(carol.id, carol.endpoint.addresses)
-        assert alice.handlers == carol.handlers == []
-
-
-async def test_a_stranger_is_let_in_without_scopes_and_a_member_with_its_own() -> None:
-    network = PacketNetwork()
-    async with (
-        peer(ALICE, network.path("a"), membership=member(ALICE)) as alice,
-        peer(BOB, network.path("b"), membership=Membership(MESH.peer_id)) as bob,
-    ):
-        link = await bob.endpoint.connect(alice.id, alice.endpoint.addresses)
-        await alice.until_linked(bob)
-        assert link.remote.scopes == {CALL}
-        assert alice.to(bob).link.remote.scopes == frozenset()
-
-
-async def test_an_expired_grant_is_refused_with_the_reason_at_both_ends() -> None:
-    network = PacketNetwork()
-    clock = ManualClock()
-    late = member(BOB, expires=clock.time() - 5)
-    async with (
-        peer(ALICE, network.path("a"), clock=clock) as alice,
-        peer(BOB, network.path("b"), membership=late, clock=clock) as bob,
-    ):
-        with pytest.raises(LinkRefusedError, match="expired 5 s ago"):
-            await bob.endpoint.connect(alice.id, alice.endpoint.addresses)
-        with pytest.raises(LinkRefusedError, match="expired 5 s ago"):
-            await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
-        assert alice.handlers == bob.handlers == []
-
-
-async def test_a_link_ends_with_its_grant() -> None:
-    network = PacketNetwork()
-    clock = ManualClock()
-    async with (
-        peer(ALICE, network.path("a"), clock=clock) as alice,
-        peer(
-            BOB, network.path("b"), membership=member(BOB, expires=clock.time() + 60), clock=clock
-        ) as bob,
-    ):
-        link = await bob.endpoint.connect(alice.id, alice.endpoint.addresses)
-        clock.advance(61)
-        recorder = bob.to(alice)
-        await recorder.until(lambda: bool(recorder.lost))
-        assert "grant expired" in str(recorder.lost[0])
-        assert not link.is_open
-
-
-# ------------------------------------------------------------------ losing links
-
-
-async def test_a_close_tells_its_reason_once_and_frees_everything() -> None:
-    async with two() as (alice, bob):
-        link = await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
-        await bob.until_linked(alice)
-        mine, theirs = alice.to(bob), bob.to(alice)
-        stream_id = link.open_stream(unidirectional=True)
-        link.write(stream_id, b"last words", end=True)
-        link.close("gone fishing")
-        link.close("again")
-        await theirs.until(lambda: bool(theirs.lost))
-        await mine.until(lambda: bool(mine.lost))
-        assert theirs.data[stream_id] == b"last words"
-        assert "gone fishing" in str(theirs.lost[0])
-        assert len(mine.lost) == len(theirs.lost) == 1
-        assert isinstance(theirs.lost[0], LinkLostError)
-        assert alice.changes == [(bob.id, True), (bob.id, False)]
-        assert alice.endpoint.current() == bob.endpoint.current() == ()
-        assert not alice.endpoint._by_id
-        assert not alice.endpoint._all
-        with pytest.raises(LinkLostError):
-            link.write(stream_id, b"too late")
-        with pytest.raises(LinkLostError):
-            link.open_stream(unidirectional=True)
-
-
-async def test_a_lost_close_is_repeated() -> None:
-    network = PacketNetwork()
-    # Silence alone would not end the link for a long time.
-    patient = LinkConfig(heartbeat=0.1, dead_after=30.0)
-    async with two(network, patient) as (alice, bob):
-        link = await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
-        await bob.until_linked(alice)
-        theirs = bob.to(alice)
-        network.partition("a:1", "b:1")
-        link.close("gone fishing")
-        network.heal("a:1", "b:1")
-        await theirs.until(lambda: bool(theirs.lost), timeout=2.0)
-        assert "gone fishing" in str(theirs.lost[0])
-
-
-async def test_a_leaving_peer_says_so() -> None:
-    network = PacketNetwork()
-    async with peer(ALICE, network.path("a")) as alice:
-        async with peer(BOB, network.path("b")) as bob:
-            link = await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
-            await bob.until_linked(alice)
-        recorder = alice.handlers[0]
-        await recorder.until(lambda: bool(recorder.lost), timeout=0.4)
-        assert "shutting down" in str(recorder.lost[0])
-        assert bob.handlers[0].lost
-        assert not link.is_open
-
-
-async def test_a_silent_peer_is_noticed_within_dead_after() -> None:
-    network = PacketNetwork()
-    async with two(network, LinkConfig()) as (alice, bob):
-        await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
-        await bob.until_linked(alice)
-        network.silence("b:1")
-        started = time.monotonic()
-        recorder = alice.to(bob)
-        await recorder.until(lambda: bool(recorder.lost), timeout=3.0)
-        assert time.monotonic() - started < 2.0
-        assert "nothing was heard" in str(recorder.lost[0])
-        await bob.until_linked(alice, is_up=False, timeout=2.0)
-
-
-async def test_an_idle_link_stays() -> None:
-    async with two() as (alice, bob):
-        link = await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
-        await anyio.sleep(3 * QUICK.dead_after)  # the time itself is what is tested
-        assert link.is_open
-        assert bob.endpoint.find(alice.id) is not None
-
-
-async def test_a_stalled_loop_does_not_kill_links() -> None:
-    async with two() as (alice, bob):
-        link = await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
-        await bob.until_linked(alice)
-        time.sleep(2 * QUICK.dead_after)  # noqa: ASYNC251  (both ends share this loop)
-        await anyio.sleep(2 * QUICK.heartbeat)
-        assert link.is_open
-        await exchange(link, bob.to(alice), b"still here")
-
-
-async def test_a_peer_that_comes_back_gets_a_new_link() -> None:
-    network = PacketNetwork()
-    patient = LinkConfig(heartbeat=0.1, dead_after=30.0)
-    async with peer(ALICE, network.path("a"), config=patient) as alice:
-        before = network.path("b")
-        async with peer(BOB, before, config=patient) as bob:
-            await bob.endpoint.connect(alice.id, alice.endpoint.addresses)
-            await alice.until_linked(bob)
-            before.close()  # as if killed: no close leaves it
-            async with peer(BOB, network.path("b"), config=patient) as again:
-                link = await again.endpoint.connect(alice.id, alice.endpoint.addresses)
-                await alice.handlers[0].until(lambda: bool(alice.handlers[0].lost))
-                await alice.until_linked(again)
-                await exchange(link, alice.to(again), b"back")
-
-
-# -------------------------------------------------------------- simultaneous dials
-
-
-@pytest.mark.parametrize("latency", [0.0, 0.02])
-async def test_simultaneous_dials_end_as_the_lower_peers_link(latency: float) -> None:
-    async with two(PacketNetwork(Conditions(latency=latency))) as (alice, bob):
-        results: dict[str, Link] = {}
-
-        async def connect(name: str, one: Peer, other: Peer) -> None:
-            results[name] = await one.endpoint.connect(other.id, other.endpoint.addresses)
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(connect, "alice", alice, bob)
-            tasks.start_soon(connect, "bob", bob, alice)
-        assert results["alice"].is_dialer
-        assert not results["bob"].is_dialer
-        await exchange(results["alice"], bob.to(alice), b"from alice")
-        await exchange(results["bob"], alice.to(bob), b"from bob")
-        assert len(alice.handlers) == len(bob.handlers) == 1
-        await anyio.sleep(0.2)
-        assert len(alice.endpoint._all) == len(bob.endpoint._all) == 1
-
-
-@pytest.mark.parametrize("seed", range(6))
-async def test_no_call_is_lost_however_the_dials_fall(seed: int) -> None:
-    conditions = Conditions(latency=0.005, jitter=0.02, reorder=0.2, reorder_delay=0.02)
-    network = PacketNetwork(conditions, seed=seed)
-    async with two(network, LinkConfig()) as (alice, bob):
-
-        async def connect(one: Peer, other: Peer, delay: float) -> None:
-            await anyio.sleep(delay)
-            link = await one.endpoint.connect(other.id, other.endpoint.addresses)
-            stream_id = link.open_stream(unidirectional=True)
-            link.write(stream_id, one.id.raw, end=True)
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(connect, alice, bob, seed * 0.008)
-            tasks.start_soon(connect, bob, alice, 0.016)
-        for one, other in ((alice, bob), (bob, alice)):
-            await one.until_linked(other)
-            recorder = one.to(other)
-            await recorder.until(lambda r=recorder, o=other: o.id.raw in r.data.values())
-        assert [each.lost for each in (*alice.handlers, *bob.handlers)] == [[], []]
-
-
-async def test_the_lower_peers_dead_end_does_not_block_the_other() -> None:
-    async with two() as (alice, bob):
-        failed = anyio.Event()
-
-        async def lower() -> None:
-            link = await alice.endpoint.connect(bob.id, ["nowhere:1"])
-            assert not link.is_dialer
-            failed.set()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(lower)
-            await anyio.lowlevel.checkpoint()
-            link = await bob.endpoint.connect(alice.id, alice.endpoint.addresses)
-        assert failed.is_set()
-        assert link.is_open
-
-
-# ------------------------------------------------------------------- bad networks
 
 
 @pytest.mark.parametrize("seed", range(3))

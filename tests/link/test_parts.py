@@ -1,0 +1,206 @@
+"""The link's sans-IO parts: liveness, arbitration's rule, closings, addresses, headers, secrets."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lattica.config import LinkConfig
+from lattica.errors import LinkLostError, LinkRefusedError, WrongPeerError
+from lattica.identity.keys import PeerId
+from lattica.link import header
+from lattica.link.book import MAX_ADDRESSES, AddressBook
+from lattica.link.closing import LINGER, MAX_CLOSING, Closing
+from lattica.link.liveness import HINT_PATIENCE, Liveness, Verdict
+from lattica.link.refusals import CloseCode, DuplicateLinkError, code_of, error_of
+from lattica.link.secrets import SecretsLog
+from lattica.path.interface import VirtualAddress
+
+CONFIG = LinkConfig(heartbeat=0.5, dead_after=2.0)
+ADDRESS = VirtualAddress("test", 1)
+
+
+# ---------------------------------------------------------------------- liveness
+
+
+def test_a_talking_peer_is_not_pinged() -> None:
+    liveness = Liveness(CONFIG, 0.0)
+    for tenth in range(1, 50):
+        liveness.on_heard(tenth / 10)
+        assert liveness.check(tenth / 10) is Verdict.FINE
+
+
+def test_a_silent_peer_is_pinged_each_heartbeat_and_then_given_up() -> None:
+    liveness = Liveness(CONFIG, 0.0)
+    verdicts = {step / 8: liveness.check(step / 8) for step in range(1, 17)}
+    assert [at for at, verdict in verdicts.items() if verdict is Verdict.PING] == [0.5, 1.0, 1.5]
+    assert verdicts[2.0] is Verdict.DEAD
+
+
+def test_an_answer_starts_the_count_again() -> None:
+    liveness = Liveness(CONFIG, 0.0)
+    liveness.on_heard(1.5)
+    assert liveness.check(3.25) is not Verdict.DEAD
+    assert liveness.check(3.5) is Verdict.DEAD
+
+
+def test_a_hint_asks_once_and_then_waits_a_moment_only() -> None:
+    liveness = Liveness(CONFIG, 0.0)
+    assert liveness.on_hint(0.1) is Verdict.PING
+    assert liveness.on_hint(0.15) is Verdict.FINE
+    assert liveness.check(0.1 + HINT_PATIENCE - 0.01) is not Verdict.DEAD
+    assert liveness.check(0.1 + HINT_PATIENCE) is Verdict.DEAD
+
+
+def test_an_answer_refutes_a_hint() -> None:
+    liveness = Liveness(CONFIG, 0.0)
+    liveness.on_hint(0.1)
+    liveness.on_heard(0.2)
+    assert liveness.check(0.5) is not Verdict.DEAD
+
+
+def test_time_in_which_this_end_was_deaf_does_not_count() -> None:
+    liveness = Liveness(CONFIG, 0.0)
+    liveness.on_hint(0.1)
+    liveness.on_stall(10.0, 10.1)
+    assert liveness.check(10.1) is not Verdict.DEAD
+    assert liveness.heard == 10.0
+    liveness.on_stall(100.0, 10.2)
+    assert liveness.heard == 10.2  # never in the future
+
+
+# ----------------------------------------------------------------------- closing
+
+
+def test_last_words_are_repeated_ever_more_rarely() -> None:
+    closing = Closing()
+    closing.add([b"one", b"two"], [b"bye"], ADDRESS, 0.0)
+    answers = [closing.answer(b"one") for _ in range(9)]
+    assert all(each is not None for each in answers)
+    said = [index + 1 for index, each in enumerate(answers) if each and each.datagrams]
+    assert said == [1, 2, 4, 8]
+    assert closing.answer(b"other") is None
+
+
+def test_last_words_are_forgotten_in_time_and_bounded() -> None:
+    closing = Closing()
+    closing.add([b"old"], [b"bye"], ADDRESS, 0.0)
+    closing.expire(LINGER)
+    assert closing.answer(b"old") is None
+    for index in range(MAX_CLOSING + 5):
+        closing.add([b"%d" % index], [b"bye"], ADDRESS, 0.0)
+    assert len(closing) == MAX_CLOSING
+    assert closing.answer(b"0") is None
+
+
+# ---------------------------------------------------------------- address book
+
+
+def peer(number: int) -> PeerId:
+    return PeerId(number.to_bytes(32, "big"))
+
+
+def test_the_newest_addresses_come_first_and_once() -> None:
+    book = AddressBook()
+    book.learn(peer(1), ["a:1", "b:1"])
+    book.learn(peer(1), ["b:1", "c:1"])
+    assert book.get(peer(1)) == ("b:1", "c:1", "a:1")
+    book.learn(peer(1), [])
+    book.forget(peer(1), "b:1")
+    book.forget(peer(1), "never:1")
+    assert book.get(peer(1)) == ("c:1", "a:1")
+
+
+def test_the_book_is_bounded_in_every_direction() -> None:
+    book = AddressBook(max_peers=3)
+    book.learn(peer(1), ["x" * 300, *(f"host:{index}" for index in range(100))])
+    assert len(book.get(peer(1))) == MAX_ADDRESSES
+    for number in range(2, 6):
+        book.learn(peer(number), ["a:1"])
+    assert len(book) == 3
+    assert book.get(peer(1)) == ()
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+def test_typed_refusals_survive_the_wire() -> None:
+    for error in (WrongPeerError("x"), DuplicateLinkError("x"), LinkRefusedError("x")):
+        again = error_of(code_of(error), str(error), is_open=False)
+        assert type(again) is type(error)
+        assert "x" in str(again)
+
+
+def test_an_open_link_is_lost_whatever_the_code() -> None:
+    for code in (None, 0, 3, 999):
+        assert type(error_of(code, "why", is_open=True)) is LinkLostError
+
+
+def test_unknown_codes_and_unprintable_reasons_are_tamed() -> None:
+    error = error_of(999, "\x1b[2Jgone\n" + "x" * 1000, is_open=False)
+    assert isinstance(error, LinkRefusedError)
+    assert str(error).isprintable()
+    assert len(str(error)) < 300
+    assert error_of(CloseCode.CLOSED, "", is_open=False).args[0].endswith("no reason given")
+
+
+# ----------------------------------------------------------------------- headers
+
+
+@given(st.binary(max_size=64))
+def test_no_bytes_break_the_header_parser(data: bytes) -> None:
+    parsed = header.parse_long(data)
+    if parsed is not None:
+        assert len(parsed.destination) <= 20
+        assert len(header.version_negotiation(parsed, [1])) < header.MIN_INITIAL
+    header.short_destination(data)
+
+
+def test_a_version_negotiation_swaps_the_ids() -> None:
+    asked = header.LongHeader(7, b"their-id", b"own", True)
+    answer = header.parse_long(header.version_negotiation(asked, [1]))
+    assert answer is not None
+    assert (answer.version, answer.destination, answer.source) == (0, b"own", b"their-id")
+
+
+# ----------------------------------------------------------------------- secrets
+
+
+def lines(client: bytes, server: bytes) -> list[str]:
+    random = os.urandom(32).hex()
+    return [
+        f"CLIENT_HANDSHAKE_TRAFFIC_SECRET {random} {os.urandom(32).hex()}\n",
+        f"SERVER_TRAFFIC_SECRET_0 {random} {server.hex()}\n",
+        f"CLIENT_TRAFFIC_SECRET_0 {random} {client.hex()}\n",
+    ]
+
+
+def binding(client: bytes, server: bytes) -> bytes:
+    log = SecretsLog()
+    for line in lines(client, server):
+        log.write(line)
+    return log.binding()
+
+
+def test_the_binding_depends_on_both_secrets_and_nothing_else() -> None:
+    one, other = os.urandom(32), os.urandom(32)
+    assert binding(one, other) == binding(one, other)
+    assert len({binding(one, other), binding(other, one), binding(one, one)}) == 3
+
+
+def test_the_secrets_are_gone_once_used() -> None:
+    log = SecretsLog()
+    for line in lines(os.urandom(32), os.urandom(32)):
+        log.write(line)
+    kept = list(log._secrets.values())
+    log.binding()
+    assert all(not any(secret) for secret in kept)
+    assert not log._secrets
+    for line in lines(os.urandom(32), os.urandom(32)):
+        log.write(line)
+    assert not log._secrets
+    with pytest.raises(ValueError, match="not there"):
+        log.binding()
