@@ -131,13 +131,15 @@ class Session:
             # A daemon, so that a program that ends without shutdown() is not kept alive;
             # atexit then ends the peer properly.
             self._thread = threading.Thread(target=self._run, name="lattica", daemon=True)
-            atexit.register(self.shutdown)
             self._thread.start()
         try:
             self._ready.result()
         except BaseException:  # a failed start, or Ctrl-C in the middle of it
             self.shutdown()
             raise
+        # Registered last, so run first: before the temporary home is swept away.
+        atexit.unregister(self.shutdown)
+        atexit.register(self.shutdown)
 
     def _run(self) -> None:
         try:

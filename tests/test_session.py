@@ -34,7 +34,7 @@ class Counter:
         self.total += k
         return self.total
 
-with lattica.init():                      # a mesh of one; lattica.init("lattica:…ticket…") joins another
+with lattica.init():  # a mesh of one; lattica.init("lattica:…ticket…") joins another
     print(lattica.get([square.remote(i) for i in range(8)]))
     counter = Counter.options(name="hits", num_cpus=0.5).remote(40)
     ref = counter.add.remote(2)
