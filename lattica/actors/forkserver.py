@@ -168,9 +168,13 @@ def _become(message: Spawn, log_fd: int) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True)
     limits.confine(message.memory)
-    # Preloaded libraries have read their environment already.
-    if message.threads and (torch := sys.modules.get("torch")) is not None:
-        torch.set_num_threads(message.threads)
+    # Preloaded libraries have read their environment already, and drawn their seed.
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.seed()
+        if message.threads:
+            torch.set_num_threads(message.threads)
+    if (random := sys.modules.get("numpy.random")) is not None:
+        random.seed()
 
 
 def _signal_group(pid: int, signum: int) -> None:

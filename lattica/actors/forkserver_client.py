@@ -31,9 +31,11 @@ class Child:
         self.pid = pid
         self.exited = asyncio.Event()
         self.cause = ""  # why it ended, for people
+        self.is_own_doing = False  # it exited or crashed; nobody killed it
 
-    def _end(self, cause: str) -> None:
+    def _end(self, cause: str, *, is_own_doing: bool = False) -> None:
         self.cause = cause
+        self.is_own_doing = is_own_doing
         self.exited.set()
 
 
@@ -157,7 +159,9 @@ class Forker:
         if isinstance(message, fm.Exited):
             child = self._children.pop(message.pid, None)
             if child is not None:
-                child._end(_describe(message.status))
+                code = os.waitstatus_to_exitcode(message.status)
+                killed = code in (-signal.SIGKILL, -signal.SIGTERM)
+                child._end(_describe(code), is_own_doing=code != 0 and not killed)
             return
         future = self._asked.pop(message.number, None)
         if not message.pid:
@@ -206,8 +210,7 @@ def _kill_group(pid: int, signum: signal.Signals) -> None:
         os.killpg(pid, signum)
 
 
-def _describe(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
+def _describe(code: int) -> str:
     if code >= 0:
         return f"exited with code {code}"
     try:

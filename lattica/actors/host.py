@@ -7,6 +7,7 @@ An actor lives as long as its lease, and a lease ends when its owner has been go
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -45,9 +46,11 @@ from lattica.actors.pool import Pool, WorkerKey
 from lattica.actors.worker_process import WorkerProcess
 from lattica.clock import Clock, SystemClock
 from lattica.config import ActorsConfig
-from lattica.errors import LeaseRefusedError
+from lattica.errors import LatticaError, LeaseRefusedError
 from lattica.identity.keys import PeerId
 from lattica.link.interface import Link, Links
+
+log = logging.getLogger("lattica.actors")
 
 _RETRY_AFTER = 0.1  # seconds
 _REMEMBERED = 1024  # dead actors whose cause of death is still known
@@ -132,9 +135,12 @@ class Host:
     async def __aexit__(self, *details: object) -> None:
         self._unsubscribe()
         self._is_closing = True
-        for lease in tuple(self._leases.values()):
-            self._end(lease, "its host is shutting down")
+        reason = "its host is shutting down"
+        for actor in self._actors.values():
+            actor.retire(reason)
         await self._workers.close()
+        for lease in tuple(self._leases.values()):
+            self._end(lease, reason)
         self._tasks.cancel_scope.cancel()
         # Not `details`: an error of the body is not one of the group's.
         await self._tasks.__aexit__(None, None, None)
@@ -287,6 +293,7 @@ class Host:
     ) -> AsyncIterator[TaskRun]:
         lease = self._find(peer, lease_id)
         run = TaskRun(self, lease, spec)
+        self.counters["tasks"] += 1
         self._runs[spec.task] = run
         lease.uses += 1
         try:
@@ -324,7 +331,11 @@ class Host:
         if not refs:
             return ()
         # No deadline: arguments take as long as the tasks that make them. The owner cancels.
-        outcomes = await self._core.get(refs, None)
+        try:
+            outcomes = await self._core.get(refs, None)
+        except LatticaError as error:
+            text = f"an argument is not to be had on {self.name}: {error}"
+            return self.failure("object_lost", text, may_have_run=False)
         for outcome in outcomes:
             if isinstance(outcome, Failure):
                 return outcome
@@ -390,6 +401,7 @@ class Host:
             clock=self._clock,
         )
         self._actors[spec.actor] = actor
+        self.counters["actors"] += 1
         self._tasks.start_soon(self._run_actor, actor, lease)
         try:
             return await asyncio.shield(actor.created)
@@ -400,7 +412,10 @@ class Host:
     async def _run_actor(self, actor: HostedActor, lease: Lease) -> None:
         try:
             await actor.run()
+        except Exception:  # a fault in one actor's supervision must not end the others
+            log.exception("supervising %s", actor.spec.class_name)
         finally:
+            self.counters["actors:restarted"] += actor.state.restarts
             self._end(lease, actor.state.reason)
             self._forget_old_actors()
 
@@ -424,6 +439,7 @@ class Host:
     @asynccontextmanager
     async def _actor_call(self, peer: PeerId, message: ActorCall) -> AsyncIterator[HostedCall]:
         call = HostedCall(peer, message, self._config.stream_window)
+        self.counters["calls"] += 1
         actor = self._actors.get(message.actor)
         if actor is None:
             reason = f"there is no such actor on {self.name}; the call did not run"

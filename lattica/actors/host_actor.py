@@ -136,10 +136,14 @@ class HostedActor:
 
     def kill(self, reason: str, *, no_restart: bool) -> None:
         """End the process, and the actor too if `no_restart`."""
-        if no_restart and not self._end_reason:
-            self._end_reason = reason
+        if no_restart:
+            self.retire(reason)
         if self._worker is not None:
             self._worker.kill()
+
+    def retire(self, reason: str) -> None:
+        """Have no further process after this one."""
+        self._end_reason = self._end_reason or reason
 
     async def watch(self) -> AsyncGenerator[ActorState, None]:
         """The state now and after each change, until it is dead."""

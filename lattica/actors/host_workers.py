@@ -23,6 +23,7 @@ from lattica.actors.pool import WorkerKey
 from lattica.actors.worker_log import WorkerLog
 from lattica.actors.worker_process import WorkerProcess, start_worker
 from lattica.config import ActorsConfig
+from lattica.errors import ActorsError
 from lattica.identity.keys import PeerId
 
 LogListener = Callable[[str, int, str], None]  # the worker's name, its pid, a line
@@ -81,24 +82,31 @@ class Workers:
                 self.on_line(name, pid, line)
 
         path = self._log_dir / f"worker-{os.getpid()}-{number}-{label}.log"
-        self._counters["workers"] += 1
-        worker = await start_worker(
-            self.forker,
-            setup=self._setup,
-            directory=directory,
-            environment=self._environment_of(key, directory),
-            memory=key.memory,
-            threads=key.threads,
-            log=WorkerLog(path, self._config.worker_log, on_line),
-            serve=self._serve,
-            tasks=self._tasks,
-            counters=self._counters,
-            timeout=self._config.worker_start_timeout,
-        )
+        self._counters["workers:started"] += 1
+        try:
+            worker = await start_worker(
+                self.forker,
+                setup=self._setup,
+                directory=directory,
+                environment=self._environment_of(key, directory),
+                memory=key.memory,
+                threads=key.threads,
+                log=WorkerLog(path, self._config.worker_log, on_line),
+                serve=self._serve,
+                tasks=self._tasks,
+                counters=self._counters,
+                timeout=self._config.worker_start_timeout,
+            )
+        except OSError as error:  # no descriptors, no room for the log
+            raise ActorsError(f"no worker can be started: {error}") from error
         pid = worker.pid
         self._living.add(worker)
-        worker.on_death = lambda: self._living.discard(worker)
+        worker.on_death = lambda: self._on_death(worker)
         return worker
+
+    def _on_death(self, worker: WorkerProcess) -> None:
+        self._living.discard(worker)
+        self._counters["workers:ended"] += 1
 
     def _serve(self, send: Callable[[Any], None]) -> CoreServer:
         return CoreServer(self._core, send, self._tasks, self._counters)

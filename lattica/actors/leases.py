@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Mapping
 
@@ -36,6 +37,9 @@ class Ledger:
 
     def refusal(self, requirements: Requirements) -> tuple[str, bool] | None:
         """Why not, and whether a later time may be better; None: it fits."""
+        for name in (CPU, GPU, MEMORY):
+            if name in requirements.resources:
+                return f"{name} is asked for by a parameter of its own, not in resources", False
         for name, value in requirements.labels.items():
             if self.labels.get(name) != value:
                 return f"label {name}={value} is wanted, it is {self.labels.get(name)!r}", False
@@ -53,6 +57,8 @@ class Ledger:
                     f"{_show(max(0.0, free))} of {_show(self.total[name])} free",
                     True,
                 )
+        if len(self._fitting(requirements.gpus)) < _gpu_count(requirements.gpus):
+            return f"{_show(requirements.gpus)} GPU wanted, none has so much free", True
         return None
 
     def take(self, requirements: Requirements) -> tuple[int, ...]:
@@ -83,16 +89,16 @@ class Ledger:
     def _take_gpus(self, amount: float) -> tuple[int, ...]:
         if amount <= 0:
             return ()
+        chosen = self._fitting(amount)[: _gpu_count(amount)]
+        for index in chosen:
+            self._gpus[index] = round(self._gpus[index] + min(1.0, amount), _DIGITS)
+        return tuple(chosen)
+
+    def _fitting(self, amount: float) -> list[int]:
+        """GPUs with room; the fullest first, so that whole ones stay whole."""
         share = min(1.0, amount)
-        count = max(1, int(amount))
-        # The fullest first among those with room, so that whole ones stay whole.
-        fitting = sorted(
-            (index for index, taken in enumerate(self._gpus) if taken + share <= 1.0),
-            key=lambda index: -self._gpus[index],
-        )[:count]
-        for index in fitting:
-            self._gpus[index] = round(self._gpus[index] + share, _DIGITS)
-        return tuple(fitting)
+        fitting = (index for index, taken in enumerate(self._gpus) if taken + share <= 1.0)
+        return sorted(fitting, key=lambda index: -self._gpus[index])
 
 
 class Lease:
@@ -112,6 +118,11 @@ class Lease:
         self.lock = asyncio.Lock()  # one run at a time
         self.worker: WorkerProcess | None = None  # of a task lease, between runs
         self.actor: ActorId | None = None
+
+
+def _gpu_count(amount: float) -> int:
+    """Below one, a share of one; above, whole ones."""
+    return math.ceil(min(amount, 1.0)) if amount < 1 else math.floor(amount)
 
 
 def _show(amount: float) -> str:

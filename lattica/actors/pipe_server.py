@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,8 @@ from lattica.actors.context import PIN_SECONDS
 from lattica.actors.core import Core
 from lattica.actors.messages import Failure, ObjectId
 from lattica.errors import LatticaError
+
+log = logging.getLogger("lattica.actors")
 
 MAX_REQUESTS = 10_000  # that one worker may wait for
 IDLE_AFTER = 0.02  # seconds in which a worker that waits for others' results counts as busy
@@ -110,6 +113,9 @@ class CoreServer:
                 answer = await self._answer(message)
             except LatticaError as error:
                 answer = _refused(message.request, error)
+            except Exception as error:  # a fault of the core must not end the host
+                log.exception("%s for a worker", type(message).__name__)
+                answer = pm.Refused(message.request, "ActorsError", repr(error))
             finally:
                 if is_wait and not self._is_closed:
                     self._wait(-1)

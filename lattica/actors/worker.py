@@ -6,6 +6,7 @@ Forked by the fork server, so nothing here starts a thread or reads a file at im
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import os
 import signal
 import socket
@@ -107,6 +108,7 @@ class PipeThread:
 def main(sock: socket.socket) -> None:
     """Serve one host until it wants no more; the caller ends the process afterwards."""
     sys.setswitchinterval(_SWITCH_INTERVAL)
+    faulthandler.enable()  # a crash in native code leaves its stack in the log
     setup, pipe = _set_up(sock)
     runner = Runner(pipe.send, setup.peer, setup.peer_name)
     thread = PipeThread(pipe, setup, runner)

@@ -29,6 +29,7 @@ class WorkerLog:
         self._file = path.open("ab", buffering=0)
         self._size = self._file.tell()
         self._partial = b""
+        self.dropped = 0  # bytes that could not be written to the file
         self.tail: deque[str] = deque(maxlen=_TAIL)  # the last lines
         asyncio.get_running_loop().add_reader(self._read_fd, self._on_readable)
 
@@ -70,6 +71,12 @@ class WorkerLog:
         return True
 
     def _write(self, data: bytes) -> None:
+        try:
+            self._append(data)
+        except OSError:  # the disk is full, or the directory gone: the lines are still told
+            self.dropped += len(data)
+
+    def _append(self, data: bytes) -> None:
         if self._size + len(data) > self._limit:
             self._file.close()
             os.replace(self._path, self._path.with_name(self._path.name + ".1"))

@@ -28,6 +28,7 @@ from lattica.errors import ActorsError, FrameError
 from lattica.rpc.buffers import Buffer
 
 _LAST_WORDS = 0.5  # seconds for what a dead worker has sent to arrive
+_WORDS = 3  # lines of its output told with its death
 _SOCKET_BUFFER = 1024 * 1024
 
 
@@ -298,8 +299,8 @@ class WorkerProcess:
         self._transport.abort()
         self.log.close()
         self.cause = self.leaving or self._blame or self._child.cause or "was ended with its host"
-        if not self.leaving and "code" in self.cause and any(self.log.tail):
-            self.cause += "; its last words: " + " | ".join(list(self.log.tail)[-3:])
+        if self._child.is_own_doing and not self.leaving and any(self.log.tail):
+            self.cause += "; its last words: " + " | ".join(list(self.log.tail)[-_WORDS:])
         self.dead.set()
         self.ready.set()
         if self._server is not None:
@@ -374,18 +375,18 @@ async def start_worker(
                     threads=threads,
                     fds=(theirs.fileno(), log.write_fd),
                 )
+        log.close_write_end()
+        ours.setblocking(False)
+        worker._transport, _ = await asyncio.get_running_loop().create_unix_connection(
+            lambda: _Pipe(worker, setup.max_frame), sock=ours
+        )
     except BaseException as error:
         ours.close()
         log.close()
+        worker.kill()
         if isinstance(error, TimeoutError):
             raise ActorsError(f"no worker could be forked within {timeout:g} s") from None
         raise
-    log.close_write_end()
-    loop = asyncio.get_running_loop()
-    ours.setblocking(False)
-    worker._transport, _ = await loop.create_unix_connection(
-        lambda: _Pipe(worker, setup.max_frame), sock=ours
-    )
     worker._server = serve(worker._send)
     tasks.start_soon(worker.supervise)
     worker._send(setup)

@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import anyio
 import psutil
 import pytest
 
-from tests.actors.hosting import eventually, hosting
+from tests.actors.hosting import eventually, hosting, read
 from tests.actors.test_host_actors import Counter
 
 pytestmark = pytest.mark.anyio
@@ -89,6 +90,28 @@ async def test_workers_that_ignore_sigterm_end_with_the_host(tmp_path: Path) -> 
         with anyio.fail_after(5):
             await bench.host._workers.close()
         assert not _runs(pid)
+
+
+async def test_user_code_may_clean_up_when_the_host_ends(tmp_path: Path) -> None:
+    class Tidy:
+        def __init__(self, path: str) -> None:
+            self.path = path
+
+        def work(self) -> None:
+            try:
+                Path(self.path).write_text("busy")
+                while True:
+                    time.sleep(0.01)
+            finally:
+                Path(self.path).write_text("tidy")
+
+    path = tmp_path / "state"
+    async with anyio.create_task_group() as tasks:
+        async with hosting(tmp_path) as bench:
+            tidy = await bench.create(Tidy, str(path))
+            tasks.start_soon(tidy.call, "work")
+            await eventually(lambda: read(path) == "busy")
+    assert read(path) == "tidy"
 
 
 async def test_many_workers_at_once(tmp_path: Path) -> None:

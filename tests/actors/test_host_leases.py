@@ -59,6 +59,7 @@ async def test_a_refusal_says_what_is_short_and_whether_to_come_again(tmp_path: 
             ({"cpus": 0.0, "resources": {"robot": 2.0}}, "2 robot wanted, it has 1", False),
             ({"cpus": 0.0, "resources": {"arm": 1.0}}, "1 arm wanted, it has 0", False),
             ({"labels": {"zone": "cellar"}}, "zone=cellar", False),
+            ({"resources": {"CPU": 0.1}}, "parameter of its own", False),
             ({"cpus": -1.0}, "no amount", False),
             ({"cpus": float("nan")}, "no amount", False),
         ):
@@ -228,6 +229,12 @@ async def test_gpus_are_given_out_by_index(tmp_path: Path) -> None:
         assert await bench.run(visible, requirements={"gpus": 2.0}) == "1,2"
         assert await bench.run(visible, requirements={"gpus": 0.5}) == "0"
         assert half.lease is not None
+        assert ask(bench, cpus=0.0, gpus=0.4).lease is not None
+        for _ in range(2):
+            assert ask(bench, cpus=0.0, gpus=0.8).lease is not None
+        split = ask(bench, cpus=0.0, gpus=0.4)
+        assert "none has so much" in split.reason
+        assert split.retry_after > 0
 
 
 _amounts = st.floats(0, 4).map(lambda x: round(x, 2))

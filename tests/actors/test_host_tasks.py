@@ -215,6 +215,35 @@ async def test_an_exit_code_is_told_with_the_last_words(tmp_path: Path) -> None:
         assert "no such weights" in failure.message
 
 
+async def test_a_crash_in_native_code_is_told_with_its_stack(tmp_path: Path) -> None:
+    def crash() -> None:
+        import ctypes
+
+        ctypes.string_at(0)
+
+    async with hosting(tmp_path) as bench:
+        failure = await bench.run(crash)
+        assert "SIGSEGV" in failure.message
+        [log] = bench.log_dir.glob("worker-*")
+        assert "in crash" in read(log)
+
+
+async def test_an_argument_that_cannot_be_fetched_fails_its_task_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lattica.actors.serialization import ArgRef
+    from lattica.errors import ObjectLostError
+
+    async def lost(*args: Any) -> Any:
+        raise ObjectLostError("its owner is gone")
+
+    async with hosting(tmp_path) as bench:
+        monkeypatch.setattr(bench.core, "get", lost)
+        failure = await bench.run(add, ArgRef(0), 1, arg_refs=(new_id(),))
+        assert (failure.kind, failure.may_have_run) == ("object_lost", False)
+        assert await bench.run(add, 1, 1) == 2
+
+
 async def test_what_a_worker_started_ends_with_it(tmp_path: Path) -> None:
     def spawn_and_die(path: str) -> None:
         import subprocess

@@ -12,7 +12,7 @@ import pytest
 
 from lattica.actors.limits import clean_environment
 from lattica.config import ActorsConfig
-from tests.actors.hosting import eventually, hosting
+from tests.actors.hosting import ALICE, BOB, eventually, hosting
 
 pytestmark = [
     pytest.mark.anyio,
@@ -121,6 +121,22 @@ async def test_a_log_does_not_grow_without_end(tmp_path: Path) -> None:
         logs = list(bench.log_dir.glob("worker-*"))
         assert len(logs) >= 2
         assert sum(log.stat().st_size for log in logs) <= 2 * 100_000 + 65_536
+
+
+async def test_workers_of_a_preloaded_library_draw_different_numbers(tmp_path: Path) -> None:
+    pytest.importorskip("numpy")
+
+    def draw() -> tuple[float, float]:
+        import random
+
+        import numpy
+
+        return random.random(), float(numpy.random.rand())
+
+    async with hosting(tmp_path, config=ActorsConfig(preload=("numpy",))) as bench:
+        one, two = await bench.run(draw, peer=ALICE), await bench.run(draw, peer=BOB)
+        assert one[0] != two[0]
+        assert one[1] != two[1]
 
 
 async def test_a_preloaded_module_is_there_before_it_is_asked_for(tmp_path: Path) -> None:
