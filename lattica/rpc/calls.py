@@ -20,10 +20,11 @@ from lattica.errors import (
 )
 from lattica.rpc import messages as m
 from lattica.rpc.bodies import BodyReceiver, BodySender
-from lattica.rpc.channel import Channel, Sink, lost_call
+from lattica.rpc.channel import Channel, lost_call
 from lattica.rpc.codec import ENCODE_ERRORS, Encoder, Packed
 from lattica.rpc.context import trace_id
 from lattica.rpc.failures import to_error
+from lattica.rpc.interface import Sink
 from lattica.rpc.items import Arrived, ItemReader
 from lattica.rpc.methods import MethodSpec
 from lattica.rpc.timer import Timer
@@ -168,8 +169,8 @@ class Calls:
             pending.sender.abandon()
         if not settled:
             self._channel.send(m.Cancel(pending.call))
-            if pending.body is not None:
-                pending.body.abandon()
+        if pending.body is not None and not (settled and pending.result):
+            pending.body.abandon()
 
     # ------------------------------------------------------------ from the link
 

@@ -19,10 +19,11 @@ from lattica.errors import (
 )
 from lattica.rpc import messages as m
 from lattica.rpc.bodies import BodyReceiver, BodySender
-from lattica.rpc.channel import Channel, Sink
+from lattica.rpc.channel import Channel
 from lattica.rpc.codec import ENCODE_ERRORS, Encoder, Packed
 from lattica.rpc.context import CallContext, current_call, trace_id
 from lattica.rpc.failures import to_failure
+from lattica.rpc.interface import Sink
 from lattica.rpc.items import ItemWriter, Stopped
 from lattica.rpc.methods import MethodSpec
 from lattica.rpc.registry import Handler, Registry

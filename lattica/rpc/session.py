@@ -11,8 +11,9 @@ from lattica.errors import FrameError, LinkError
 from lattica.link.interface import Link
 from lattica.rpc import messages as m
 from lattica.rpc.calls import Calls
-from lattica.rpc.channel import Channel, Sink
+from lattica.rpc.channel import Channel
 from lattica.rpc.codec import Encoder
+from lattica.rpc.interface import Sink
 from lattica.rpc.registry import Registry
 from lattica.rpc.serving import Serving
 from lattica.rpc.timer import Timer

@@ -446,3 +446,18 @@ async def test_early_bodies_are_bounded_in_bytes(
     for i in range(3):
         stage.puppet.link.write(stage.puppet.open(m.Body(i, False)), bytes(WINDOW))
     await stage.refused(says="without a message")
+
+
+async def test_a_body_for_a_result_without_one_is_let_go(stage: Stage) -> None:
+    puppet = stage.puppet
+    puppet.greet()
+    stub = stage.b.client(stage.a.local, Bench, "bench", timeout=2)
+    task = asyncio.create_task(stub.add(1))
+    await until(lambda: any(isinstance(one, m.Call) for one in puppet.heard))
+    stream = puppet.open(m.Body(0, True))
+    puppet.link.write(stream, bytes(100))
+    await asyncio.sleep(0)
+    puppet.say(m.Result(0, msgspec.Raw(b"\x02")))
+    assert await task == 2
+    await until(lambda: stream in puppet.stopped)
+    assert next(iter(stage.b._sessions.values())).channel._early == 0

@@ -1,0 +1,75 @@
+"""What a channel and those that use it ask of each other."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from lattica.errors import FrameError, LinkError
+from lattica.rpc import messages as m
+
+
+class Sink(Protocol):
+    """Takes in one data stream."""
+
+    def feed(self, data: bytes, end: bool) -> None:
+        """Bytes in order. Raises FrameError for what must not be."""
+        ...
+
+    def cut(self, code: int) -> None:
+        """The sender gave the stream up."""
+        ...
+
+
+class Source(Protocol):
+    """Sends one data stream."""
+
+    def grant(self, limit: int) -> None:
+        """The receiver allows `limit` bytes in all."""
+        ...
+
+    def stopped(self, code: int) -> None:
+        """The receiver wants no more."""
+        ...
+
+
+class Body(Source, Protocol):
+    """A data stream of known size that waits for its turn."""
+
+    nbytes: int
+    is_over: bool
+
+    def start(self) -> int:
+        """Open the stream; its id."""
+        ...
+
+
+class Receiver(Protocol):
+    """A body that arrives."""
+
+    def resume(self) -> None:
+        """It may have credit now."""
+        ...
+
+
+class Events(Protocol):
+    """What the channel tells the layer above."""
+
+    def message(self, message: m.CallMessage) -> None:
+        """A control message."""
+        ...
+
+    def claim(self, header: m.Header, stream: int) -> Sink | None:
+        """Who takes this data stream in; None: nobody wants it any more."""
+        ...
+
+    def flushed(self) -> None:
+        """All messages queued so far went to the link."""
+        ...
+
+    def lost(self, error: LinkError) -> None:
+        """The link is gone."""
+        ...
+
+    def bad_frame(self, error: FrameError) -> None:
+        """The other end broke the protocol; the link is being closed."""
+        ...
