@@ -23,7 +23,7 @@ from serving.config import ServingConfig
 from serving.errors import ModelDirError, SpanError
 from serving.gateway import Gateway
 from serving.http import bind, serving
-from serving.loading import ModelFolder
+from serving.loading import ModelFolder, warm
 from serving.messages import StageInfo
 from serving.span import Span
 from serving.volunteer import Layers, Volunteer
@@ -73,6 +73,7 @@ def register_gateway(parser: argparse.ArgumentParser) -> None:
 async def run_serve(args: argparse.Namespace) -> None:
     """Run a peer that volunteers, until told to stop."""
     await anyio.to_thread.run_sync(_check_model, args.model)  # before anything is started
+    await anyio.to_thread.run_sync(warm)
 
     async def work(peer: Peer) -> None:
         await serve(args, peer)
@@ -83,6 +84,7 @@ async def run_serve(args: argparse.Namespace) -> None:
 async def run_gateway(args: argparse.Namespace) -> None:
     """Run a peer with the HTTP endpoint, until told to stop."""
     listener = bind(args.host, args.port)  # a port in use is told before the peer starts
+    await anyio.to_thread.run_sync(warm)
 
     async def work(peer: Peer) -> None:
         await gateway(args, peer, listener)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,13 +22,22 @@ from serving import client as mesh
 from serving.client import Client, NewToken, Replaced, Started
 from serving.errors import ContextTooLongError, RequestError
 from serving.http import Answer
-from serving.messages import StageInfo
-from serving.openai import ChatRequest, Common, CompletionRequest, Problem, problem_of
+from serving.listing import card_of, is_complete, state_of
+from serving.openai import ChatRequest, Common, CompletionRequest, problem_of
 from serving.ports import MeshPeer
+from serving.replies import (
+    no_model,
+    respond,
+    send_event,
+    send_response,
+    send_start,
+    told,
+    told_crash,
+    told_http,
+)
 from serving.roster import Roster
-from serving.routing import Live
+from serving.shapes import ChatShape, Shape, TextShape
 from serving.source import ModelSource
-from serving.span import missing
 from serving.text import Detokenizer, StopFilter, Tokenizer
 
 DEFAULT_ANSWER = 1024  # tokens, where the request names no limit
@@ -131,9 +138,9 @@ class Gateway:
                 Route("/v1/completions", self._complete, methods=["POST"]),
             ],
             exception_handlers={
-                LatticaError: _told,
-                HTTPException: _told_http,
-                Exception: _told_crash,
+                LatticaError: told,
+                HTTPException: told_http,
+                Exception: told_crash,
             },
         )
 
@@ -142,20 +149,20 @@ class Gateway:
     async def _health(self, _: Request) -> Response:
         models = await self._client.models()
         return JSONResponse(
-            {"status": "ok", "models": {name: _state(live) for name, live in models.items()}}
+            {"status": "ok", "models": {name: state_of(live) for name, live in models.items()}}
         )
 
     async def _list(self, _: Request) -> Response:
         models = await self._client.models()
-        cards = [_card(name, live) for name, live in sorted(models.items()) if _complete(live)]
+        cards = [card_of(name, live) for name, live in sorted(models.items()) if is_complete(live)]
         return JSONResponse({"object": "list", "data": cards})
 
     async def _one(self, request: Request) -> Response:
         name = request.path_params["model"]
         models = await self._client.models()
         if name not in models:
-            return _respond(_no_model(name, sorted(models)))
-        return JSONResponse(_card(name, models[name]))
+            return respond(no_model(name, sorted(models)))
+        return JSONResponse(card_of(name, models[name]))
 
     async def _text_model(self, name: str) -> TextModel:
         """Config and tokenizer of a model, fetched on its first use.
@@ -181,14 +188,14 @@ class Gateway:
         model = await self._text_model(body.model)
         prompt = model.tokenizer.chat([message.plain() for message in body.messages])
         work = Work(body, model, prompt, await self._limit(body.model, prompt, body.limit))
-        return self._answer(work, _ChatShape(body.model))
+        return self._answer(work, ChatShape(body.model))
 
     async def _complete(self, request: Request) -> Response:
         body = await self._read(request, CompletionRequest)
         model = await self._text_model(body.model)
         prompt = _tokens(body.prompt, model.tokenizer)
         work = Work(body, model, prompt, await self._limit(body.model, prompt, body.limit or 16))
-        return self._answer(work, _TextShape(body.model))
+        return self._answer(work, TextShape(body.model))
 
     async def _read(self, request: Request, kind: type[R]) -> R:
         limit = self._client.config.max_body
@@ -222,7 +229,7 @@ class Gateway:
             )
         return wanted or min(room, DEFAULT_ANSWER)
 
-    def _answer(self, work: Work, shape: _Shape) -> Answer:
+    def _answer(self, work: Work, shape: Shape) -> Answer:
         async def send_all(send: Send) -> None:
             try:
                 if work.body.stream:
@@ -230,11 +237,11 @@ class Gateway:
                 else:
                     await self._whole(work, shape, send)
             except LatticaError as error:
-                await _send_response(_respond(problem_of(error)), send)
+                await send_response(respond(problem_of(error)), send)
 
         return Answer(send_all)
 
-    async def _whole(self, work: Work, shape: _Shape, send: Send) -> None:
+    async def _whole(self, work: Work, shape: Shape, send: Send) -> None:
         text, finish = "", ""
         async with self._client.generate(_request(work)) as events:
             async for piece in pieces(work, events):
@@ -242,9 +249,9 @@ class Gateway:
         answer = JSONResponse(
             {**shape.whole(text, finish, work.usage()), "lattica": work.story()}
         )
-        await _send_response(answer, send)
+        await send_response(answer, send)
 
-    async def _stream(self, work: Work, shape: _Shape, send: Send) -> None:
+    async def _stream(self, work: Work, shape: Shape, send: Send) -> None:
         options = work.body.stream_options
         with_usage = options is not None and options.include_usage
         begun = False
@@ -254,21 +261,21 @@ class Gateway:
                     if not begun:
                         # Not earlier: an error before the first text is a plain HTTP error.
                         begun = True
-                        await _send_start(send)
-                        await _send_event(send, shape.first())
+                        await send_start(send)
+                        await send_event(send, shape.first())
                     if piece.text:
-                        await _send_event(send, shape.chunk(piece.text))
+                        await send_event(send, shape.chunk(piece.text))
                     if piece.finish:
                         last = {**shape.last(piece.finish), "lattica": work.story()}
-                        await _send_event(send, last)
+                        await send_event(send, last)
         except LatticaError as error:
             if not begun:
                 raise
-            await _send_event(send, problem_of(error).body())
+            await send_event(send, problem_of(error).body())
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
         if with_usage:
-            await _send_event(send, shape.usage(work.usage()))
+            await send_event(send, shape.usage(work.usage()))
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
 
@@ -296,73 +303,6 @@ async def pieces(
         yield Piece(shown)
 
 
-class _Shape:
-    """How an answer looks as JSON."""
-
-    prefix = "cmpl"
-    kind = "text_completion"
-    chunk_kind = "text_completion"
-
-    def __init__(self, model: str) -> None:
-        self._head = {
-            "id": f"{self.prefix}-{secrets.token_hex(12)}",
-            "created": int(time.time()),
-            "model": model,
-        }
-
-    def whole(self, text: str, finish: str, usage: dict[str, int]) -> dict[str, Any]:
-        """The answer in one piece."""
-        choice = {**self._full(text), "index": 0, "finish_reason": finish, "logprobs": None}
-        return {**self._head, "object": self.kind, "choices": [choice], "usage": usage}
-
-    def first(self) -> dict[str, Any]:
-        """The stream's first chunk."""
-        return self._piece(self._part("", first=True), None)
-
-    def chunk(self, text: str) -> dict[str, Any]:
-        """More text."""
-        return self._piece(self._part(text), None)
-
-    def last(self, finish: str) -> dict[str, Any]:
-        """Why the answer ended."""
-        return self._piece(self._part(""), finish)
-
-    def usage(self, usage: dict[str, int]) -> dict[str, Any]:
-        """The extra chunk with the counts."""
-        return {**self._head, "object": self.chunk_kind, "choices": [], "usage": usage}
-
-    def _piece(self, part: dict[str, Any], finish: str | None) -> dict[str, Any]:
-        choice = {**part, "index": 0, "finish_reason": finish, "logprobs": None}
-        return {**self._head, "object": self.chunk_kind, "choices": [choice]}
-
-    def _full(self, text: str) -> dict[str, Any]:
-        return {"text": text}
-
-    def _part(self, text: str, *, first: bool = False) -> dict[str, Any]:
-        del first
-        return {"text": text}
-
-
-class _TextShape(_Shape):
-    """Plain completions."""
-
-
-class _ChatShape(_Shape):
-    """Chat completions."""
-
-    prefix = "chatcmpl"
-    kind = "chat.completion"
-    chunk_kind = "chat.completion.chunk"
-
-    def _full(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
-
-    def _part(self, text: str, *, first: bool = False) -> dict[str, Any]:
-        if first:
-            return {"delta": {"role": "assistant", "content": ""}}
-        return {"delta": {"content": text} if text else {}}
-
-
 def _request(work: Work) -> mesh.Request:
     return mesh.Request(
         model=work.body.model,
@@ -379,98 +319,3 @@ def _tokens(prompt: str | list[int | str], tokenizer: Tokenizer) -> list[int]:
     if len(prompt) == 1 and isinstance(prompt[0], str):
         return tokenizer.encode(prompt[0])
     return [token for token in prompt if isinstance(token, int)]
-
-
-def _complete(live: list[Live]) -> bool:
-    return not _state(live)["missing"]
-
-
-def _state(live: list[Live]) -> dict[str, Any]:
-    infos: list[StageInfo] = [entry.info for entry in live]
-    layers = max(info.layers for info in infos)
-    spans = [info.span for info in infos if info.state == "serving" and info.span is not None]
-    standbys = sum(info.state == "standby" for info in infos)
-    gaps = missing(layers, spans)
-    return {
-        "layers": layers,
-        "stages": [
-            {"peer": info.name, "span": str(info.span), "sessions": info.sessions}
-            for info in infos
-            if info.state == "serving"
-        ],
-        "standbys": standbys,
-        "missing": [] if standbys and len(gaps) <= standbys else [str(gap) for gap in gaps],
-    }
-
-
-def _card(name: str, live: list[Live]) -> dict[str, Any]:
-    return {
-        "id": name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "mesh",
-        "context_length": max(entry.info.context for entry in live),
-        "stages": len(_state(live)["stages"]),
-    }
-
-
-def _no_model(name: str, known: list[str]) -> Problem:
-    there = f"the mesh serves {', '.join(known)}" if known else "no model is served in the mesh"
-    return Problem(
-        404, f"nobody serves a model named {name!r}; {there}", "invalid_request_error",
-        "model_not_found",
-    )  # fmt: skip
-
-
-def _respond(problem: Problem) -> JSONResponse:
-    headers = {}
-    if problem.retry_after is not None:
-        headers["retry-after"] = str(max(1, round(problem.retry_after)))
-    return JSONResponse(problem.body(), status_code=problem.status, headers=headers)
-
-
-def _told(_: Request, error: Exception) -> Response:
-    assert isinstance(error, LatticaError)
-    return _respond(problem_of(error))
-
-
-def _told_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    text = f"{request.method} {request.url.path}: {error.detail}"
-    problem = Problem(error.status_code, text, "invalid_request_error")
-    return JSONResponse(problem.body(), status_code=error.status_code, headers=error.headers)
-
-
-def _told_crash(_: Request, error: Exception) -> Response:
-    # Starlette logs the traceback; the client is told no more than the class.
-    text = f"the gateway failed: {type(error).__name__}"
-    return JSONResponse(Problem(500, text, "server_error").body(), status_code=500)
-
-
-async def _send_response(response: Response, send: Send) -> None:
-    await send(
-        {
-            "type": "http.response.start",
-            "status": response.status_code,
-            "headers": response.raw_headers,
-        }
-    )
-    await send({"type": "http.response.body", "body": bytes(response.body)})
-
-
-async def _send_start(send: Send) -> None:
-    await send(
-        {
-            "type": "http.response.start",
-            "status": 200,
-            "headers": [
-                (b"content-type", b"text/event-stream; charset=utf-8"),
-                (b"cache-control", b"no-cache"),
-            ],
-        }
-    )
-
-
-async def _send_event(send: Send, value: Any) -> None:
-    data = b"data: " + msgspec.json.encode(value) + b"\n\n"
-    await send({"type": "http.response.body", "body": data, "more_body": True})

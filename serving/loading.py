@@ -196,6 +196,15 @@ def _named(key: str, names: frozenset[str]) -> bool:
     return any(name.endswith(key) or key.endswith(name) for name in names)
 
 
+def warm() -> None:
+    """Import what transformers imports at its first use, a second's work.
+
+    Done before a peer joins: imports hold the interpreter and would delay its heartbeats.
+    """
+    config = AutoConfig.for_model("llama")
+    AutoModelForCausalLM._model_mapping[type(config)]
+
+
 def is_weight_file(path: str) -> bool:
     """Whether a file of a model folder holds weights, to be fetched only where needed."""
     return path.endswith(WEIGHTS)
