@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -33,6 +34,8 @@ from lattica.link.proof import Role
 from lattica.link.quic_link import Phase, QuicLink
 from lattica.link.refusals import CloseCode, DuplicateLinkError
 from lattica.path.interface import Path, VirtualAddress
+
+logger = logging.getLogger("lattica.link")
 
 TICK = 0.1  # seconds between looks at the clocks, at most
 MAX_WINDOW = 16 * 1024 * 1024  # bytes in flight, where the path knows no better
@@ -380,7 +383,13 @@ class Endpoint:
         assert self._acceptor is not None
         peer = link.remote.peer
         self._links[peer] = link
-        link.open(self._acceptor)
+        try:
+            link.open(self._acceptor)
+        except Exception:  # a bug above must not cost other links their packets
+            logger.exception("the acceptor failed on a link to %s", peer.short)
+            self._links.pop(peer, None)
+            link.refuse(LinkRefusedError("internal error"))
+            return
         if not link.is_open:
             return  # its handler has closed it already
         dial = self._dials.pop(peer, None)
@@ -391,7 +400,10 @@ class Endpoint:
 
     def _notify(self, link: QuicLink, *, is_up: bool) -> None:
         for listener in tuple(self._listeners):
-            listener(link, is_up)
+            try:
+                listener(link, is_up)
+            except Exception:  # one listener's bug is not the others'
+                logger.exception("a listener failed on a link to %s", link.remote.peer.short)
 
     def _flush(self) -> None:
         self._is_flush_due = False

@@ -14,12 +14,13 @@ from lattica.errors import (
     UnknownPeerError,
     UnreachableError,
 )
-from lattica.link.interface import Link
+from lattica.link.interface import Link, LinkHandler
 from lattica.path.memory import Conditions, PacketNetwork
 from tests.link.helpers import (
     ALICE,
     BOB,
     CAROL,
+    Recorder,
     exchange,
     peer,
     two,
@@ -223,6 +224,42 @@ async def test_a_failing_handler_costs_only_its_link(caplog: pytest.LogCaptureFi
         await recorder.until(lambda: bool(recorder.lost))
         assert "internal error" in str(recorder.lost[0])
         assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_failing_acceptor_or_listener_is_logged_and_contained(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with two() as (alice, bob):
+
+        def fail(*_: object) -> Recorder:
+            raise ZeroDivisionError
+
+        bob.endpoint._listeners.insert(0, fail)  # type: ignore[arg-type]
+        acceptor, bob.endpoint._acceptor = bob.endpoint._acceptor, fail
+        await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
+        await alice.until_linked(bob, is_up=False)
+        assert bob.endpoint.current() == ()
+        bob.endpoint._acceptor = acceptor
+        link = await alice.endpoint.connect(bob.id)
+        await bob.until_linked(alice)
+        await exchange(link, bob.to(alice), b"fine again")
+        assert caplog.text.count("ZeroDivisionError") >= 2
+
+
+async def test_an_acceptor_may_use_the_link_at_once() -> None:
+    async with two() as (alice, bob):
+        accept = bob.endpoint._acceptor
+        assert accept is not None
+
+        def greet(link: Link) -> LinkHandler:
+            link.write(link.open_stream(unidirectional=True), b"welcome", end=True)
+            return accept(link)
+
+        bob.endpoint.set_acceptor(greet)
+        await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
+        recorder = alice.handlers[0]
+        await recorder.until(lambda: bool(recorder.ended))
+        assert list(recorder.data.values()) == [b"welcome"]
 
 
 async def test_an_endpoint_without_an_acceptor_keeps_dialers_waiting() -> None:
