@@ -11,7 +11,10 @@ from lattica.actors.messages import ObjectId, Value
 from lattica.actors.options import NumReturns
 from lattica.actors.refs import ObjectRef, ObjectRefGenerator
 
-SPILL = 64 * 1024  # bytes; larger arguments become an object, so that call frames stay small
+# Larger arguments (bytes) become an object, so that call frames stay small. Those of actor
+# calls stay below what RPC puts into the call itself: only such calls keep their order.
+SPILL = 64 * 1024
+SPILL_ORDERED = 12 * 1024
 
 
 class PackedCall(NamedTuple):
@@ -28,14 +31,16 @@ def pack_call(
     kwargs: dict[str, Any],
     what: str,
     names: Sequence[str],
+    *,
+    spill: int = SPILL,
 ) -> PackedCall:
-    """Pickle the arguments of a call.
+    """Pickle the arguments of a call; more than `spill` bytes of them become an object.
 
     Raises:
         SerializationError: naming the argument that cannot be pickled.
     """
     value, refs = serialization.dump_call(args, kwargs, what, names)
-    if value.nbytes <= SPILL:
+    if value.nbytes <= spill:
         return PackedCall(value, refs)
     large = ObjectRef(context.new_object_id(), context)
     context.start(context.core.put, large.id, value)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import NamedTuple
 
 from lattica.actors.messages import NodeInfo
 from lattica.clock import Clock
@@ -17,11 +18,21 @@ from lattica.rpc import Rpc
 
 NODE = "node"
 MAX_AGE = 1.0  # seconds a listing is good for
-DEAD_FOR = 3.0  # seconds a peer that did not answer is left alone
+DEAD_FOR = 3.0  # seconds a peer that did not answer is left alone; doubles each time
+DEAD_MOST = 60.0
+ALIVE_WITHIN = 2.0  # seconds in which a peer that is listed as alive must answer
 DIALS = 16  # at a time
 MAX_NAMES = 4096
 
 log = logging.getLogger("lattica.actors")
+
+
+class _Dead(NamedTuple):
+    """A peer that did not answer."""
+
+    until: float  # on the clock, seconds
+    pause: float  # seconds
+    sequence: int  # of its record by then
 
 
 class Directory:
@@ -35,9 +46,11 @@ class Directory:
         self._nodes: list[NodeInfo] = []
         self._read_at = float("-inf")
         self._reading: asyncio.Lock = asyncio.Lock()
-        self._dead: dict[PeerId, float] = {}
+        self._dead: dict[PeerId, _Dead] = {}
+        self._sequences: dict[PeerId, int] = {}  # of each peer's record
         self._names: OrderedDict[PeerId, str] = OrderedDict()  # of those that are gone, too
         self.own_node: Callable[[], NodeInfo] | None = None
+        rpc.links.subscribe(self._link_changed)
         dht.register_kind(NODE, NodeInfo, check=lambda author, _, node: node.peer == author)
 
     async def nodes(self, max_age: float = MAX_AGE) -> list[NodeInfo]:
@@ -64,8 +77,9 @@ class Directory:
         if peer == self._rpc.local:
             return True
         try:
-            await self.reach(peer)
-        except LatticaError:
+            async with asyncio.timeout(ALIVE_WITHIN):
+                await self.reach(peer)
+        except (LatticaError, TimeoutError):
             self.mark_dead(peer)
             return False
         return True
@@ -97,7 +111,12 @@ class Directory:
 
     def mark_dead(self, peer: PeerId) -> None:
         """Leave a peer alone for a while: it did not answer."""
-        self._dead[peer] = self._clock.monotonic() + DEAD_FOR
+        before = self._dead.get(peer)
+        if before is not None and before.until > self._clock.monotonic():
+            return  # several signs of one loss
+        pause = DEAD_FOR if before is None else min(2 * before.pause, DEAD_MOST)
+        until = self._clock.monotonic() + pause
+        self._dead[peer] = _Dead(until, pause, self._sequences.get(peer, 0))
 
     def name_of(self, peer: PeerId) -> str:
         """A peer's name for people."""
@@ -119,20 +138,36 @@ class Directory:
             return
         finally:
             self._read_at = self._clock.monotonic()
-        self._nodes = [record.value for record in found if record.author == record.value.peer]
+        valid = [record for record in found if record.author == record.value.peer]
+        self._nodes = [record.value for record in valid]
+        self._sequences = {record.author: record.sequence for record in valid}
+        for peer, dead in list(self._dead.items()):
+            if self._sequences.get(peer, 0) > dead.sequence or peer not in self._sequences:
+                del self._dead[peer]  # it has spoken since; or is forgotten by all
 
     def _present(self) -> list[NodeInfo]:
         now = self._clock.monotonic()
-        self._dead = {peer: until for peer, until in self._dead.items() if until > now}
         linked = {link.remote.peer for link in self._rpc.links.current()}
         others = [
             node
             for node in self._nodes
-            if node.peer != self._rpc.local and (node.peer in linked or node.peer not in self._dead)
+            if node.peer != self._rpc.local
+            and (node.peer in linked or not self._is_dead(node.peer, now))
         ]
         for node in others:
             self._remember(node.peer, node.name)
         return [*([self.own_node()] if self.own_node is not None else []), *others]
+
+    def _is_dead(self, peer: PeerId, now: float) -> bool:
+        dead = self._dead.get(peer)
+        return dead is not None and dead.until > now
+
+    def _link_changed(self, link: Link, is_up: bool) -> None:
+        # A lost link is the first sign of a lost peer; listings heed it at once.
+        if is_up:
+            self._dead.pop(link.remote.peer, None)
+        else:
+            self.mark_dead(link.remote.peer)
 
     def _remember(self, peer: PeerId, name: str) -> None:
         self._names[peer] = name

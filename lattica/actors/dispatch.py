@@ -30,7 +30,8 @@ from lattica.rpc import Rpc
 FOREVER = float("inf")  # a call takes as long as it takes; a lost link ends it
 SETTLE_WITHIN = 2.0  # seconds in which an owner notices that a host is gone
 PATIENCE = 30.0  # seconds a call that did not run is tried again for
-PAUSE_LEAST, PAUSE_MOST = 0.05, 1.0
+PAUSE_LEAST = 0.05  # seconds
+MAX_IDLE = 4096  # actors whose place is remembered
 
 log = logging.getLogger("lattica.actors")
 
@@ -81,10 +82,15 @@ class Dispatcher:
         """Start a call; never blocks."""
         line = self._lines.get(call.actor)
         if line is None:
+            self._forget_idle()
             line = self._lines[call.actor] = _Line(self, call.actor)
         made = line.add(call, self.results.hold((*call.arg_refs, *call.args.refs)))
         for object_id in _results_of(call):
             self._by_return[object_id] = (line, made)
+
+    def _forget_idle(self) -> None:
+        if len(self._lines) >= MAX_IDLE:
+            self._lines = {actor: line for actor, line in self._lines.items() if line.is_open}
 
     async def cancel(self, object_id: ObjectId, *, force: bool) -> bool:
         """Cancel the call that makes an object; False: there is none (any more)."""
@@ -181,6 +187,11 @@ class _Line:
         self._queue.append(made)
         self._send_soon()
         return made
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls are in flight."""
+        return self._open > 0
 
     async def idle(self) -> None:
         await self._idle.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback as tb
+import types
 from typing import Any
 
 from lattica.actors.messages import Failure, FailureKind, Outcome, Value
@@ -132,12 +133,24 @@ def error_of(failure: Failure) -> LatticaError:
         message += f"\n\nremote traceback ({name}):\n{failure.traceback.rstrip()}"
     error = _dual_class(type(cause) if cause is not None else None)(message)
     if cause is not None:
-        # The user's own attributes (errno, response, …) are read from the same object.
-        for key, value in vars(cause).items():
-            error.__dict__.setdefault(key, value)
+        _copy_attributes(cause, error)
     _annotate(error, failure, name, cause)
     error.__cause__ = cause
     return error
+
+
+def _copy_attributes(cause: BaseException, error: LatticaError) -> None:
+    """The user's own attributes (code, response) and built-in ones (errno, filename)."""
+    for key, value in vars(cause).items():
+        error.__dict__.setdefault(key, value)
+    if not isinstance(error, type(cause)):
+        return
+    for name, member in vars(_builtin_base(type(cause))).items():
+        if isinstance(member, (types.MemberDescriptorType, types.GetSetDescriptorType)):
+            try:
+                setattr(error, name, getattr(cause, name))
+            except (AttributeError, TypeError):  # read-only, or unset
+                continue
 
 
 def _annotate(
@@ -167,6 +180,8 @@ def _dual_class(user: type[BaseException] | None) -> type[TaskError]:
     """A class that is both TaskError and the user's, whatever `user.__init__` wants."""
     if user is None or not issubclass(user, Exception) or issubclass(TaskError, user):
         return TaskError
+    if issubclass(user, (StopIteration, StopAsyncIteration)):
+        return TaskError  # raised out of a coroutine these would mean something else
     if issubclass(user, TaskError):
         return user
 
@@ -203,11 +218,16 @@ def _new(cls: type[BaseException], message: str = "") -> BaseException:
 
 def _reduce(self: Any) -> Any:
     # Passed on by a middle task: the original travels, and becomes dual again at the end.
-    return _rebuild, (self.args[0], self.peer_name, self.remote_traceback, self.cause)
+    cause = self.cause
+    if cause is not None:
+        cause = _Rebuild(type(cause), cause.args, dict(vars(cause)))
+    return _rebuild, (self.args[0], self.peer_name, self.remote_traceback, cause)
 
 
 def _rebuild(message: str, name: str, remote: str, cause: BaseException | None) -> TaskError:
     error = _dual_class(type(cause) if cause is not None else None)(message)
+    if cause is not None:
+        _copy_attributes(cause, error)
     error.peer_name, error.remote_traceback, error.cause = name, remote, cause
     return error
 

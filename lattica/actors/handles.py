@@ -10,7 +10,7 @@ from typing import Any
 
 from lattica.actors import options as opts
 from lattica.actors import signatures
-from lattica.actors.calls import pack_call, returned
+from lattica.actors.calls import SPILL_ORDERED, pack_call, returned
 from lattica.actors.context import Context, current
 from lattica.actors.messages import ActorCall, ActorId, ActorInfo, ActorSpec
 from lattica.actors.options import Options
@@ -88,7 +88,9 @@ class ActorHandle:
         what = f"{info.class_name}.{method}()"
         signature = self._signature(method)
         signatures.check(signature, what, args, kwargs)
-        packed = pack_call(context, args, kwargs, what, signatures.names(signature))
+        packed = pack_call(
+            context, args, kwargs, what, signatures.names(signature), spill=SPILL_ORDERED
+        )
         if count is None:
             count = "streaming" if info.methods[method] == "stream" else 1
         result = returned(context, count)

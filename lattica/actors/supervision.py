@@ -28,6 +28,7 @@ from lattica.identity.keys import PeerId
 
 CREATE_TIMEOUT = float("inf")  # a constructor may load a model; a lost link ends the call
 KILL_TIMEOUT = 5.0  # seconds
+REMEMBERED = 1024  # actors that are gone, whose cause can still be told
 PLACE_ATTEMPTS = 8  # hosts lost before the constructor ran
 
 log = logging.getLogger("lattica.actors")
@@ -48,8 +49,10 @@ class Arguments(Protocol):
 class OwnedActor:
     """One actor of ours."""
 
-    def __init__(self, spec: ActorSpec) -> None:
+    def __init__(self, spec: ActorSpec, let_go: Callable[[], None]) -> None:
+        """`let_go` releases the constructor's arguments."""
         self.spec = spec
+        self._let_go: Callable[[], None] | None = let_go
         self.lease: Lease | None = None
         self.building: Lease | None = None  # where its constructor runs now
         self.restarts = 0  # so far, in place and elsewhere
@@ -77,8 +80,15 @@ class OwnedActor:
     def gone(self, failure: Failure) -> None:
         """It will not come back."""
         self.lease = None
-        self.failure = failure
+        self.failure = self.failure or failure  # the first cause is the one to tell
+        self.let_go()
         self._settled.set()
+
+    def let_go(self) -> None:
+        """The constructor's arguments are needed no more."""
+        if self._let_go is not None:
+            self._let_go()
+            self._let_go = None
 
     async def locate(self) -> ActorInfo | Failure:
         """Where it is, once it is somewhere."""
@@ -145,8 +155,9 @@ class Supervisor:
             NameTakenError: a live actor holds its name.
             _Failed: with what the first call will be told.
         """
-        actor = self._actors[spec.actor] = OwnedActor(spec)
-        let_go = self._arguments.hold((*spec.arg_refs, *spec.args.refs))
+        hold = self._arguments.hold((*spec.arg_refs, *spec.args.refs))
+        actor = self._actors[spec.actor] = OwnedActor(spec, hold)
+        self._forget_old()
         try:
             await self._create(actor)
         except NameTakenError as error:
@@ -160,8 +171,8 @@ class Supervisor:
             raise
         finally:
             # A restart elsewhere needs the arguments again.
-            if actor.failure is not None or spec.max_restarts == 0:
-                let_go()
+            if spec.max_restarts == 0:
+                actor.let_go()
 
     async def kill(self, actor: ActorId, *, no_restart: bool) -> None:
         """See `OwnedActorsView.kill`."""
@@ -183,6 +194,11 @@ class Supervisor:
         """End all actors."""
         living = [actor for actor in self._actors.values() if actor.failure is None]
         await asyncio.gather(*(self.kill(each.spec.actor, no_restart=True) for each in living))
+
+    def _forget_old(self) -> None:
+        gone = [each for each, actor in self._actors.items() if actor.failure is not None]
+        for each in gone[: max(0, len(gone) - REMEMBERED)]:
+            del self._actors[each]
 
     async def _create(self, actor: OwnedActor) -> None:
         spec = actor.spec

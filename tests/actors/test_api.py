@@ -170,7 +170,7 @@ def test_options_reach_the_spec_and_leave_the_original_alone(core: FakeCore) -> 
     assert isinstance(spec, TaskSpec)
     needs = spec.requirements
     assert (needs.cpus, needs.resources, needs.labels) == (0.5, {"tpu": 1.0}, {"zone": "a"})
-    pair.remote(1)
+    lattica.get(pair.remote(1))
     spec = core.specs[-1]
     assert isinstance(spec, TaskSpec)
     assert spec.requirements.cpus == 2.0

@@ -331,6 +331,18 @@ async def test_a_stranger_neither_submits_nor_fetches(tmp_path: Path) -> None:
                 assert mesh["a"].owner.counters["refused:objects"] >= 1
 
 
+async def test_a_value_of_an_owner_without_a_grant_is_not_unpickled(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, "a") as mesh:
+        stranger = await mesh.add("stranger", scopes=(grants.CALL,), cpus=0.0)
+        with stranger.driver():
+            theirs = lattica.put("a pickle of theirs")
+            await ready([theirs], 1, 5.0)
+            with mesh["a"].driver() as a, anyio.fail_after(LIMIT):
+                [outcome] = await a.owner.get([theirs.id], 5.0)
+                assert isinstance(outcome, Failure)
+                assert outcome.kind == "refused"
+
+
 async def test_a_generator_that_nobody_reads_any_more_is_stopped(tmp_path: Path) -> None:
     ended = tmp_path / "ended"
 
