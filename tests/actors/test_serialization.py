@@ -102,9 +102,8 @@ def test_spilled_arguments_come_from_an_object_of_their_own(core: FakeCore) -> N
 
 
 def test_an_unpicklable_argument_is_named_with_the_path_to_the_culprit() -> None:
-    with pytest.raises(
-        SerializationError, match=r"argument 'lock' of square\(\) holds a _thread.lock at .inner\[0\]"
-    ):
+    found = r"argument 'lock' of square\(\) holds a _thread.lock at .inner\[0\]"
+    with pytest.raises(SerializationError, match=found):
         serialization.dump_call((1, Holder(threading.Lock())), {}, "square()", ("x", "lock"))
     with pytest.raises(SerializationError, match=r"argument 'k' of f\(\) is a _thread.lock"):
         serialization.dump_call((), {"k": threading.Lock()}, "f()")
