@@ -22,6 +22,7 @@ from lattica.actors.forkserver_client import Child, Forker
 from lattica.actors.messages import Failure, Outcome
 from lattica.actors.pipe import FrameDecoder, FrameEncoder
 from lattica.actors.pipe_server import CoreServer
+from lattica.actors.pipe_socket import PipeSocket
 from lattica.actors.worker_calls import FUNCTIONS
 from lattica.actors.worker_log import WorkerLog
 from lattica.errors import ActorsError, FrameError
@@ -144,16 +145,15 @@ class WorkerProcess:
         self._max_frame = config_frame
         self._counters = counters
         self._encoder = FrameEncoder(config_frame)
-        self._transport: asyncio.Transport | None = None
+        self._pipe: PipeSocket | None = None
         self._server: CoreServer | None = None
         self._child: Child | None = None
         self._numbers = itertools.count(1)
         self._calls: dict[int, Sink] = {}
         self._functions: OrderedDict[bytes, None] = OrderedDict()
-        self._closed = asyncio.Event()  # the pipe is
         self._created: asyncio.Future[pm.Created] | None = None
         self._blame = ""
-        self._is_killed = False
+        self._is_ending = False  # no call may begin any more
         self.ready = asyncio.Event()
         self.dead = asyncio.Event()
         self.cause = ""  # why it ended
@@ -173,7 +173,9 @@ class WorkerProcess:
     @property
     def is_alive(self) -> bool:
         """Whether calls can still be made."""
-        return not (self._is_killed or self._closed.is_set() or self.dead.is_set())
+        if self._pipe is None or self._pipe.ended.is_set():
+            return False
+        return not (self._is_ending or self.dead.is_set())
 
     # ------------------------------------------------------------------- calls
 
@@ -226,15 +228,13 @@ class WorkerProcess:
 
     def kill(self, signum: signal.Signals = signal.SIGKILL) -> None:
         """Signal the worker and its process group."""
-        self._is_killed = self._is_killed or signum == signal.SIGKILL
+        self._is_ending = self._is_ending or signum == signal.SIGKILL
         if self._child is not None:
             self._forker.signal(self._child, signum)
 
     def _send(self, message: Any) -> None:
-        assert self._transport is not None
-        if not self._transport.is_closing():
-            for part in self._encoder.encode(message):
-                self._transport.write(part)
+        assert self._pipe is not None
+        self._pipe.write(self._encoder.encode(message))
 
     # ------------------------------------------------------------------- events
 
@@ -275,28 +275,31 @@ class WorkerProcess:
     async def supervise(self) -> None:
         """Wait for the process's end, and tell everyone who waits for something of it."""
         assert self._child is not None
-        assert self._transport is not None
+        assert self._pipe is not None
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._kill_when_closed)
                 await self._child.exited.wait()
+                self._is_ending = True  # what it said last must not set off new calls to it
                 tasks.cancel_scope.cancel()
             with anyio.move_on_after(_LAST_WORDS):
-                await self._closed.wait()
+                await self._pipe.ended.wait()
         finally:
             self._bury()
         await anyio.to_thread.run_sync(_remove, self.log.directory)
 
     async def _kill_when_closed(self) -> None:
-        await self._closed.wait()
+        assert self._pipe is not None
+        await self._pipe.ended.wait()
         await anyio.sleep(_LAST_WORDS)
         self._blame = self._blame or "closed its pipe"
         self.kill()
 
     def _bury(self) -> None:
         assert self._child is not None
-        assert self._transport is not None
-        self._transport.abort()
+        assert self._pipe is not None
+        self._pipe.drain()
+        self._pipe.close()
         self.log.close()
         self.cause = self.leaving or self._blame or self._child.cause or "was ended with its host"
         if self._child.is_own_doing and not self.leaving and any(self.log.tail):
@@ -313,32 +316,6 @@ class WorkerProcess:
             sink.lost(self.cause, is_first=index == 0)
         if self.on_death is not None:
             self.on_death()
-
-
-class _Pipe(asyncio.BufferedProtocol):
-    """Receives straight into the frames."""
-
-    def __init__(self, worker: WorkerProcess, max_frame: int) -> None:
-        self._worker = worker
-        self._decoder: FrameDecoder[pm.ToHost] = FrameDecoder(pm.ToHost, max_frame)
-        self._is_broken = False
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._decoder.get_buffer()
-
-    def buffer_updated(self, nbytes: int) -> None:
-        if self._is_broken:
-            return
-        try:
-            for message in self._decoder.received(nbytes):
-                self._worker._on_message(message)
-        except FrameError as error:
-            self._is_broken = True
-            self._decoder = FrameDecoder(pm.ToHost, 0)  # what else it sends falls on the floor
-            self._worker._on_violation(error)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._worker._closed.set()
 
 
 async def start_worker(
@@ -376,9 +353,11 @@ async def start_worker(
                     fds=(theirs.fileno(), log.write_fd),
                 )
         log.close_write_end()
-        ours.setblocking(False)
-        worker._transport, _ = await asyncio.get_running_loop().create_unix_connection(
-            lambda: _Pipe(worker, setup.max_frame), sock=ours
+        worker._pipe = PipeSocket(
+            ours,
+            FrameDecoder(pm.ToHost, setup.max_frame),
+            worker._on_message,
+            worker._on_violation,
         )
     except BaseException as error:
         ours.close()

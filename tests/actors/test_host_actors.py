@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import psutil
 import pytest
 
 from lattica.actors.messages import Failure
@@ -334,6 +335,46 @@ async def test_only_the_call_in_flight_is_lost_in_a_restart(tmp_path: Path) -> N
         assert results[1].kind == "actor_unavailable"
         assert results[1].may_have_run
         assert results[2:] == list(range(1, 31))
+
+
+async def test_what_a_worker_said_before_it_died_counts_though_writing_to_it_fails(
+    tmp_path: Path,
+) -> None:
+    """Else its last finished call would pass for the one in flight, and that one run twice."""
+
+    class Mortal:
+        def note(self, path: str) -> int:
+            with open(path, "a") as file:
+                file.write("note ")
+            return 1
+
+        def die(self, path: str) -> None:
+            with open(path, "a") as file:
+                file.write("die ")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    path = tmp_path / "ran"
+    async with hosting(tmp_path) as bench:
+        mortal = await bench.create(Mortal, max_restarts=-1)
+        pid = mortal.pid
+        calls = [asyncio.create_task(mortal.call(each, str(path))) for each in ("note", "die")]
+        await asyncio.sleep(0)  # both are sent
+        deadline = time.monotonic() + 5
+        while _is_running(pid) and time.monotonic() < deadline:
+            time.sleep(0.001)  # noqa: ASYNC251 - the host must not hear of it yet
+        # The first thing that the host does now is to write to a pipe without a reader.
+        calls.append(asyncio.create_task(mortal.call("note", str(path))))
+        first, second, third = await asyncio.gather(*calls)
+        assert (first, third) == (1, 1)
+        assert (second.kind, second.may_have_run) == ("actor_unavailable", True)
+        assert read(path) == "note die note "
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 async def test_calls_that_overlap_may_all_have_run(tmp_path: Path) -> None:
