@@ -6,10 +6,8 @@ An actor lives as long as its lease, and a lease ends when its owner has been go
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import math
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -20,8 +18,7 @@ import anyio.abc
 import psutil
 
 from lattica.actors.core import Core
-from lattica.actors.host_actor import HostedActor
-from lattica.actors.host_calls import HostedCall
+from lattica.actors.host_actors import HostedActors
 from lattica.actors.host_runs import TaskRun
 from lattica.actors.host_service import HostService
 from lattica.actors.host_workers import LogListener, Workers
@@ -50,10 +47,7 @@ from lattica.errors import LatticaError, LeaseRefusedError
 from lattica.identity.keys import PeerId
 from lattica.link.interface import Link, Links
 
-log = logging.getLogger("lattica.actors")
-
 _RETRY_AFTER = 0.1  # seconds
-_REMEMBERED = 1024  # dead actors whose cause of death is still known
 
 
 class HostRpc(Protocol):
@@ -99,13 +93,12 @@ class Host:
         self._clock = clock or SystemClock()
         self._leases: dict[LeaseId, Lease] = {}
         self._runs: dict[TaskId, TaskRun] = {}
-        self._calls: dict[TaskId, tuple[HostedActor, HostedCall]] = {}
-        self._actors: OrderedDict[ActorId, HostedActor] = OrderedDict()
         self._gone: dict[PeerId, float] = {}  # when the last link to a peer was lost
         self._is_closing = False
         self.counters: Counter[str] = Counter()
         self._workers: Workers
         self._pool: Pool
+        self._actors: HostedActors
         self._tasks: anyio.abc.TaskGroup
         self._unsubscribe: Callable[[], None]
 
@@ -127,6 +120,9 @@ class Host:
             max_idle=self._config.idle_workers,
             idle_seconds=self._config.worker_idle,
         )
+        self._actors = HostedActors(
+            self, self._rpc.local, self._workers, self._tasks, self._clock, self.counters
+        )
         self._unsubscribe = self._rpc.links.subscribe(self._on_link)
         self._rpc.register("host", HostService(self))
         self._tasks.start_soon(self._sweep)
@@ -136,11 +132,10 @@ class Host:
         self._unsubscribe()
         self._is_closing = True
         reason = "its host is shutting down"
-        for actor in self._actors.values():
-            actor.retire(reason)
+        self._actors.retire(reason)
         await self._workers.close()
         for lease in tuple(self._leases.values()):
-            self._end(lease, reason)
+            self.end_lease(lease, reason)
         self._tasks.cancel_scope.cancel()
         # Not `details`: an error of the body is not one of the group's.
         await self._tasks.__aexit__(None, None, None)
@@ -171,7 +166,7 @@ class Host:
             labels=dict(self._ledger.labels),
             scopes=tuple(scopes),
             load=max(0.0, 1.0 - available.get(CPU, 0.0) / cpus) if cpus else 0.0,
-            actors=sum(not actor.is_dead for actor in self._actors.values()),
+            actors=self._actors.count(),
         )
 
     # ------------------------------------------------------------------- leases
@@ -206,7 +201,7 @@ class Host:
         """End a lease, and what runs on it."""
         lease = self._leases.get(lease_id)
         if lease is not None and lease.peer == peer:
-            self._end(lease, "its lease was released")
+            self.end_lease(lease, "its lease was released")
 
     def _find(self, peer: PeerId, lease_id: LeaseId) -> Lease:
         lease = self._leases.get(lease_id)
@@ -216,20 +211,21 @@ class Host:
         lease.renewed = self._clock.monotonic()
         return lease
 
-    def _end(self, lease: Lease, reason: str) -> None:
+    def end_lease(self, lease: Lease, reason: str) -> None:
+        """Take the resources back, and end what runs on them."""
         if lease.is_ended:
             return
         lease.is_ended = True
         del self._leases[lease.id]
-        self._lend(lease, False)
+        self.lend(lease, False)
         self._ledger.give_back(lease.requirements, lease.gpus)
-        if lease.actor is not None and (actor := self._actors.get(lease.actor)) is not None:
-            actor.kill(reason, no_restart=True)
+        if lease.actor is not None:
+            self._actors.kill(lease.actor, no_restart=True, reason=reason)
         for run in tuple(self._runs.values()):
             if run.lease is lease:
                 run.abort(reason)
         if lease.worker is not None and not lease.uses:
-            self._pool.give_back(self._key(lease), lease.worker)
+            self._pool.give_back(self.key_of(lease), lease.worker)
             lease.worker = None
 
     def _on_link(self, link: Link, is_up: bool) -> None:
@@ -253,10 +249,10 @@ class Host:
                 continue
             if lease.peer in self._gone:
                 self.counters["lease:owner_gone"] += 1
-                self._end(lease, f"its owner {lease.peer.short} is gone")
+                self.end_lease(lease, f"its owner {lease.peer.short} is gone")
             elif not lease.uses and lease.actor is None:
                 self.counters["lease:unused"] += 1
-                self._end(lease, "its lease was not used")
+                self.end_lease(lease, "its lease was not used")
         held = {lease.peer for lease in self._leases.values()}
         self._gone = {peer: lost for peer, lost in self._gone.items() if peer in held}
         self._pool.trim()
@@ -303,7 +299,7 @@ class Host:
             lease.uses -= 1
             lease.renewed = self._clock.monotonic()
             if lease.is_ended and not lease.uses and lease.worker is not None:
-                self._pool.give_back(self._key(lease), lease.worker)
+                self._pool.give_back(self.key_of(lease), lease.worker)
                 lease.worker = None
 
     async def worker_of(self, lease: Lease) -> WorkerProcess:
@@ -313,11 +309,11 @@ class Host:
             ActorsError: none could be started.
         """
         if lease.worker is None or not lease.worker.is_alive:
-            lease.worker = await self._pool.take(self._key(lease))
-            lease.worker.set_idle_listener(lambda is_idle: self._lend(lease, is_idle))
+            lease.worker = await self._pool.take(self.key_of(lease))
+            lease.worker.set_idle_listener(lambda is_idle: self.lend(lease, is_idle))
         return lease.worker
 
-    def _lend(self, lease: Lease, is_idle: bool) -> None:
+    def lend(self, lease: Lease, is_idle: bool) -> None:
         """A worker that only waits for others' results needs no CPU meanwhile."""
         if is_idle and not lease.is_lent and not lease.is_ended:
             self._ledger.lend(lease.requirements.cpus)
@@ -356,7 +352,8 @@ class Host:
         """Limits."""
         return self._config
 
-    def _key(self, lease: Lease) -> WorkerKey:
+    def key_of(self, lease: Lease) -> WorkerKey:
+        """The kind of worker that a lease needs."""
         requirements = lease.requirements
         threads = max(1, math.floor(requirements.cpus))
         return WorkerKey(lease.peer, requirements.memory, lease.gpus, threads)
@@ -371,132 +368,30 @@ class Host:
         Raises:
             LeaseRefusedError: there is no such lease; nothing ran.
         """
-        lease = self._find(peer, lease_id)
-        if spec.actor in self._actors or lease.actor is not None:
-            return self.failure("refused", "the actor or its lease is in use", may_have_run=False)
-        lease.actor = spec.actor
-        try:
-            values = await self.arguments(spec.arg_refs)
-        except BaseException:
-            self._end(lease, "its creation was cancelled")
-            raise
-        if isinstance(values, Failure):
-            self._end(lease, values.message)
-            return values
-        if lease.is_ended:
-            raise LeaseRefusedError(f"the lease for {spec.class_name} ended before it began")
-        key = self._key(lease)
-
-        async def start() -> WorkerProcess:
-            worker = await self._workers.start(key, spec.class_name)
-            worker.set_idle_listener(lambda is_idle: self._lend(lease, is_idle))
-            return worker
-
-        actor = HostedActor(
-            spec,
-            values,
-            peer=self._rpc.local,
-            peer_name=self.name,
-            start=start,
-            clock=self._clock,
-        )
-        self._actors[spec.actor] = actor
-        self.counters["actors"] += 1
-        self._tasks.start_soon(self._run_actor, actor, lease)
-        try:
-            return await asyncio.shield(actor.created)
-        except BaseException:
-            actor.kill("its creation was cancelled", no_restart=True)
-            raise
-
-    async def _run_actor(self, actor: HostedActor, lease: Lease) -> None:
-        try:
-            await actor.run()
-        except Exception:  # a fault in one actor's supervision must not end the others
-            log.exception("supervising %s", actor.spec.class_name)
-        finally:
-            self.counters["actors:restarted"] += actor.state.restarts
-            self._end(lease, actor.state.reason)
-            self._forget_old_actors()
-
-    def _forget_old_actors(self) -> None:
-        dead = [key for key, actor in self._actors.items() if actor.is_dead]
-        for key in dead[: max(0, len(dead) - _REMEMBERED)]:
-            del self._actors[key]
+        return await self._actors.create(self._find(peer, lease_id), spec)
 
     async def call(self, peer: PeerId, message: ActorCall) -> list[Outcome]:
         """Call a method; one outcome per return."""
-        async with self._actor_call(peer, message) as call:
-            return await call.outcomes
+        return await self._actors.call(peer, message)
 
-    async def call_stream(self, peer: PeerId, message: ActorCall) -> AsyncGenerator[Outcome, None]:
+    def call_stream(self, peer: PeerId, message: ActorCall) -> AsyncGenerator[Outcome, None]:
         """Call a generator method; an error is its last item."""
-        async with self._actor_call(peer, message) as call:
-            assert call.stream is not None
-            while (item := await call.stream.next()) is not None:
-                yield item
-
-    @asynccontextmanager
-    async def _actor_call(self, peer: PeerId, message: ActorCall) -> AsyncIterator[HostedCall]:
-        call = HostedCall(peer, message, self._config.stream_window)
-        self.counters["calls"] += 1
-        actor = self._actors.get(message.actor)
-        if actor is None:
-            reason = f"there is no such actor on {self.name}; the call did not run"
-            call.fail(self.failure("actor_died", reason, may_have_run=False))
-            yield call
-            return
-        self._calls[message.task] = (actor, call)
-        try:
-            # Enqueued before anything is awaited: handlers start in the order of the calls.
-            actor.enqueue(call, complete=not message.arg_refs)
-            if message.arg_refs and not call.is_finished:
-                self._tasks.start_soon(self._complete, actor, call)
-            yield call
-        finally:
-            self._calls.pop(message.task, None)
-            # Whoever asked is gone. What has begun goes on, for the sake of the actor's
-            # state; but a generator has nobody to generate for.
-            if not call.is_finished and not actor.withdraw(call) and call.stream is not None:
-                actor.stop(call)
-
-    async def _complete(self, actor: HostedActor, call: HostedCall) -> None:
-        values = await self.arguments(call.message.arg_refs)
-        if call.is_finished:
-            return
-        if isinstance(values, Failure):
-            if actor.withdraw(call):
-                call.fail(values)
-        else:
-            call.values = values
-            actor.complete(call)
+        return self._actors.call_stream(peer, message)
 
     def cancel(self, peer: PeerId, task: TaskId, *, force: bool) -> None:
         """Interrupt a task or call of `peer`; `force` ends a task's process."""
         if (run := self._runs.get(task)) is not None and run.lease.peer == peer:
             run.cancel(force=force)
-        elif (found := self._calls.get(task)) is not None and found[1].caller == peer:
-            actor, call = found
-            if actor.withdraw(call):
-                reason = f"{call.message.method}() was cancelled before it began"
-                call.fail(self.failure("cancelled", reason, may_have_run=False))
-            else:
-                actor.stop(call)
+        else:
+            self._actors.cancel(peer, task)
 
     def kill(self, actor: ActorId, *, no_restart: bool, by: str) -> None:
         """End an actor's process, and the actor unless it may restart."""
-        if (found := self._actors.get(actor)) is not None:
-            found.kill(f"killed by {by}", no_restart=no_restart)
+        self._actors.kill(actor, no_restart=no_restart, reason=f"killed by {by}")
 
-    async def watch(self, actor: ActorId) -> AsyncGenerator[ActorState, None]:
+    def watch(self, actor: ActorId) -> AsyncGenerator[ActorState, None]:
         """An actor's state now and after each change, until it is dead."""
-        found = self._actors.get(actor)
-        if found is None:
-            yield ActorState("dead", reason=f"there is no such actor on {self.name}")
-            return
-        async with aclosing(found.watch()) as states:
-            async for state in states:
-                yield state
+        return self._actors.watch(actor)
 
 
 def _machine() -> dict[str, float]:

@@ -174,7 +174,7 @@ class Actor:
 
     @property
     def pid(self) -> int:
-        return self.host._actors[self.spec.actor].pid
+        return self.host._actors.pid(self.spec.actor)
 
     async def call(self, method: str, *args: Any, peer: PeerId = ALICE, **options: Any) -> Any:
         [outcome] = await self.host.call(peer, self.message(method, *args, **options))
