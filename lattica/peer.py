@@ -103,6 +103,7 @@ class Peer:
             PortInUseError, AddressError: `listen` cannot be bound.
             DhtError: none of the ticket's contacts answers.
         """
+        _say_asyncio()
         options = options or PeerOptions()
         clock = clock or SystemClock()
         failure: Exception | None = None
@@ -290,6 +291,19 @@ class Peer:
                 await self.dht.leave()
             except LatticaError as error:
                 log.info("left without a good-bye: %s", error)  # the record expires by itself
+
+
+def _say_asyncio() -> None:
+    """Let anyio know its backend also in callbacks of the loop's readers and timers.
+
+    With sniffio installed, anyio asks it, and outside of a task sniffio knows only what the
+    context says; `anyio.run` says it, `asyncio.run` does not.
+    """
+    try:
+        from sniffio import current_async_library_cvar
+    except ImportError:
+        return  # then anyio asks asyncio itself
+    current_async_library_cvar.set("asyncio")
 
 
 def _offered(options: PeerOptions) -> dict[str, float]:

@@ -63,9 +63,7 @@ def register_serve(parser: argparse.ArgumentParser) -> None:
 def register_gateway(parser: argparse.ArgumentParser) -> None:
     """`lattica gateway`."""
     parser.add_argument("--host", default="127.0.0.1", help="TCP address to listen at")
-    parser.add_argument(
-        "--port", type=int, default=DEFAULT_PORT, help="TCP port (0: any free one)"
-    )
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="TCP port (0: any free one)")
     _add_mesh(parser)
     parser.set_defaults(run=run_gateway)
 

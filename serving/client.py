@@ -82,9 +82,7 @@ Generated = Started | NewToken | Replaced
 class Client:
     """Generates with the models of a mesh."""
 
-    def __init__(
-        self, peer: MeshPeer, roster: Roster, config: ServingConfig | None = None
-    ) -> None:
+    def __init__(self, peer: MeshPeer, roster: Roster, config: ServingConfig | None = None) -> None:
         self.config = config or ServingConfig()
         self._peer = peer
         self._roster = roster
@@ -151,9 +149,7 @@ class Client:
         def enough(found: list[Live]) -> bool:
             return not missing(found[0].info.layers, _serving(found))
 
-        live = await self._roster.live(
-            request.model, avoid=avoid, enough=enough, anew=anew
-        )
+        live = await self._roster.live(request.model, avoid=avoid, enough=enough, anew=anew)
         if not live:
             raise UnknownModelError(await self._unknown(request.model, bool(avoid)))
         layers, manifest = _majority(live)

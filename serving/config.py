@@ -19,6 +19,7 @@ class ServingConfig(msgspec.Struct, frozen=True, kw_only=True):
     token_timeout: float = 30.0  # no token for so long: the slowest stage is given up
     load_timeout: float = 60.0  # for a standby to take a span
     probe_timeout: float = 2.5  # for an entry of the roster to prove that it is alive
+    claim_settle: float = 0.5  # for others' claims to arrive before one's own is firm
     ghost_for: float = 5.0  # one that did not is not asked again for so long
     max_replacements: int = 8  # per generation
     busy_retry: float = 1.0

@@ -121,9 +121,7 @@ class Gateway:
         self._loading = anyio.Lock()
 
     @classmethod
-    async def open(
-        cls, peer: MeshPeer, directory: Path, client: Client | None = None
-    ) -> Gateway:
+    async def open(cls, peer: MeshPeer, directory: Path, client: Client | None = None) -> Gateway:
         """A gateway of the peer's mesh."""
         return cls(peer, client or await Client.open(peer), await Roster.open(peer), directory)
 
@@ -246,9 +244,7 @@ class Gateway:
         async with self._client.generate(_request(work)) as events:
             async for piece in pieces(work, events):
                 text, finish = text + piece.text, piece.finish
-        answer = JSONResponse(
-            {**shape.whole(text, finish, work.usage()), "lattica": work.story()}
-        )
+        answer = JSONResponse({**shape.whole(text, finish, work.usage()), "lattica": work.story()})
         await send_response(answer, send)
 
     async def _stream(self, work: Work, shape: Shape, send: Send) -> None:
@@ -279,9 +275,7 @@ class Gateway:
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
 
-async def pieces(
-    work: Work, events: AsyncIterator[mesh.Generated]
-) -> AsyncIterator[Piece]:
+async def pieces(work: Work, events: AsyncIterator[mesh.Generated]) -> AsyncIterator[Piece]:
     """Tokens as text, cut at stop strings. Ends early at a stop string."""
     detokenizer, stops = Detokenizer(work.model.tokenizer), StopFilter(work.body.stops())
     async for event in events:

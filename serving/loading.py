@@ -78,9 +78,7 @@ class ModelFolder:
         found = getattr(text_config(self.config), "eos_token_id", None)
         if (self.directory / "generation_config.json").is_file():
             try:
-                generation = GenerationConfig.from_pretrained(
-                    self.directory, local_files_only=True
-                )
+                generation = GenerationConfig.from_pretrained(self.directory, local_files_only=True)
                 found = generation.eos_token_id if generation.eos_token_id is not None else found
             except (OSError, ValueError) as error:
                 raise ModelDirError(

@@ -13,7 +13,7 @@ from serving.span import Span
 SERVICE = "serving"
 SessionId = bytes  # 16 random bytes, chosen by the client, new for every replay
 
-State = Literal["fetching", "loading", "serving", "standby"]
+State = Literal["choosing", "fetching", "loading", "serving", "standby"]
 Finish = Literal["", "stop", "length"]
 
 
@@ -24,7 +24,7 @@ class StageInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     manifest: str  # content address of the model's folder
     layers: int  # of the whole model
     state: State
-    span: Span | None = None  # held and served; None on standby
+    span: Span | None = None  # held and served, or (before that) claimed; None on standby
     capacity: int = 0  # layers it would hold at most
     name: str = ""  # the peer's name, for people
     context: int = 0  # tokens of prompt and answer
@@ -60,9 +60,7 @@ class Opened(
     kv_free: int
 
 
-class Token(
-    msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="token"
-):
+class Token(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="token"):
     """The last stage chose a token."""
 
     position: int  # in the sequence, the prompt included

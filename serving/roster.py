@@ -32,9 +32,7 @@ Enough = Callable[[list[Live]], bool]
 class Roster:
     """Reads and writes the roster for one peer."""
 
-    def __init__(
-        self, peer: MeshPeer, document: Any, config: ServingConfig | None = None
-    ) -> None:
+    def __init__(self, peer: MeshPeer, document: Any, config: ServingConfig | None = None) -> None:
         self._peer = peer
         self._document = document
         self._config = config or ServingConfig()

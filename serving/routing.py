@@ -86,6 +86,20 @@ def choose_span(layers: int, held: Iterable[Span], capacity: int) -> Span | None
     return Span(gap.start, min(gap.end, gap.start + max(1, capacity)))
 
 
+def choose_among(layers: int, others: Iterable[Live], capacity: int, *, me: PeerId) -> Span | None:
+    """The span to claim beside `others`; None: stand by.
+
+    Among volunteers that choose at the same time the lower PeerId goes first, so a round of
+    claims settles: the lowest is firm at once, the next after it has heard of the lowest.
+    """
+    held = [
+        entry.info.span
+        for entry in others
+        if entry.info.span is not None and (entry.info.state != "choosing" or entry.peer < me)
+    ]
+    return choose_span(layers, held, capacity)
+
+
 def choose_standbys(
     gaps: Iterable[Span], live: Iterable[Live]
 ) -> tuple[list[tuple[Live, Span]], list[Span]]:

@@ -24,17 +24,18 @@ from serving.background import background
 from serving.config import ServingConfig
 from serving.errors import ServingError, SpanError, UnknownModelError
 from serving.loading import ModelFolder
-from serving.messages import SERVICE, Opening, SessionId, StageInfo
+from serving.messages import SERVICE, Opening, SessionId, StageInfo, State
 from serving.ports import MeshPeer
 from serving.reach import ask_info
 from serving.ring import NextStage, Ring
 from serving.roster import Roster
-from serving.routing import choose_span
+from serving.routing import choose_among
 from serving.service import StageService
 from serving.source import ModelSource
 from serving.span import Span
 from serving.stage import Stage
 
+MAX_CLAIMS = 32  # rounds of choosing; each settles at least one volunteer
 Layers = Span | Literal["auto", "standby"]
 log = logging.getLogger("serving.volunteer")
 
@@ -178,7 +179,7 @@ class Volunteer:
             raise UnknownModelError(f"{self._peer.name} volunteers for {self._info.model!r} only")
         span.check(self._folder.layers)
         async with self._loading:
-            held = self._info.span
+            held = self._info.span if self._stage is not None else None
             if held is not None and held.covers(span):
                 return self.info
             if held is not None:
@@ -217,9 +218,20 @@ class Volunteer:
         self._change(msgspec.structs.replace(self._info, state="standby"))
 
     async def _choose(self) -> Span | None:
-        others = await self._roster.live(self._info.model, avoid=[self._me])
-        held = [entry.info.span for entry in others if entry.info.span is not None]
-        return choose_span(self._folder.layers, held, self._info.capacity)
+        """Claim a span and hold it until no one's claim speaks against it; None: stand by."""
+        claimed: Span | None = None
+        for _ in range(MAX_CLAIMS):
+            others = await self._roster.live(self._info.model, avoid=[self._me])
+            span = choose_among(self._folder.layers, others, self._info.capacity, me=self._me)
+            if span is None or span == claimed:
+                break
+            claimed = span
+            self._change(msgspec.structs.replace(self._info, state="choosing", span=span))
+            # Those that start at the same moment must see each other's claims.
+            await anyio.sleep(self.config.claim_settle)
+        state: State = "fetching" if span is not None else "loading"
+        self._change(msgspec.structs.replace(self._info, state=state, span=span))
+        return span
 
     async def _load(self, span: Span) -> None:
         before = self._info

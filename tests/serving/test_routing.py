@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lattica.identity.keys import PeerId
+from lattica.identity.keys import Identity, PeerId
 from serving.errors import NoCoverError, SpanError
 from serving.messages import StageInfo, State
-from serving.routing import Live, choose_span, choose_standbys, find_route
+from serving.routing import Live, choose_among, choose_span, choose_standbys, find_route
 from serving.span import Span, missing
 
 LAYERS = 8
@@ -132,3 +132,18 @@ def test_spans_are_read_from_text() -> None:
             Span.parse(text)
     with pytest.raises(SpanError, match="0:8"):
         Span(4, 4).check(8)
+
+
+def test_of_claims_made_at_once_the_lower_peer_goes_first() -> None:
+    low, mine, high = sorted(Identity.generate().peer_id for _ in range(3))
+
+    def claim(peer: PeerId, state: State, span: Span) -> Live:
+        info = StageInfo(model="m", manifest="x", layers=6, state=state, span=span)
+        return Live(peer, info, 0.001)
+
+    same = Span(0, 3)
+    assert choose_among(6, [claim(high, "choosing", same)], 3, me=mine) == same
+    assert choose_among(6, [claim(low, "choosing", same)], 3, me=mine) == Span(3, 6)
+    assert choose_among(6, [claim(high, "fetching", same)], 3, me=mine) == Span(3, 6)
+    both = [claim(low, "choosing", same), claim(high, "serving", Span(3, 6))]
+    assert choose_among(6, both, 3, me=mine) is None

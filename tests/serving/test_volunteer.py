@@ -25,7 +25,7 @@ from serving.errors import (
     UnknownModelError,
     WeightsError,
 )
-from serving.messages import SERVICE, Failed, Hop, Opened, Opening, Token
+from serving.messages import SERVICE, Failed, Hop, Opened, Opening, StageInfo, Token
 from serving.roster import DOCUMENT, MAP, Roster
 from serving.sampling import Sampling
 from serving.service import StageService
@@ -73,6 +73,31 @@ async def test_volunteers_fill_the_gaps_and_then_stand_by(
     assert states == [
         ("serving", "0:2"), ("serving", "2:4"), ("serving", "4:6"), ("standby", "None")
     ]  # fmt: skip
+
+
+async def test_volunteers_that_start_at_once_do_not_take_the_same_layers(
+    mesh: Mesh, llama: Path, tmp_path: Path
+) -> None:
+    taken: list[StageInfo] = []
+    everybody = anyio.Event()
+
+    async def run(peer: FakePeer) -> None:
+        folder = tmp_path / peer.name
+        one = Volunteer(peer, llama, layers="auto", directory=folder, capacity=2, config=CONFIG)
+        async with one:
+            taken.append(one.info)
+            if len(taken) == 4:
+                everybody.set()
+            await everybody.wait()
+
+    with anyio.fail_after(30):
+        peers = [await mesh.peer(name) for name in ("a", "b", "c", "d")]
+        async with anyio.create_task_group() as tasks:
+            for peer in peers:
+                tasks.start_soon(run, peer)
+    spans = sorted(str(info.span) for info in taken)
+    assert spans == ["0:2", "2:4", "4:6", "None"]
+    assert sorted(info.state for info in taken) == ["serving"] * 3 + ["standby"]
 
 
 async def test_a_gap_of_the_dead_is_filled_again(mesh: Mesh, llama: Path, tmp_path: Path) -> None:
