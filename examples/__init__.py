@@ -1,0 +1,1 @@
+"""Programs that show Lattica at work, and the small language model they use."""
