@@ -90,8 +90,8 @@ async def test_volunteers_that_start_at_once_do_not_take_the_same_layers(
                 everybody.set()
             await everybody.wait()
 
+    peers = [await mesh.peer(name) for name in ("a", "b", "c", "d")]
     with anyio.fail_after(30):
-        peers = [await mesh.peer(name) for name in ("a", "b", "c", "d")]
         async with anyio.create_task_group() as tasks:
             for peer in peers:
                 tasks.start_soon(run, peer)
