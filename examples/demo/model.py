@@ -15,8 +15,8 @@ from examples.demo.reference import MAX_TOKENS, Reference
 from examples.demo.story import Story
 
 MODEL_NAME = "tiny"
-QUESTIONS = ("What is 34+57?", "Count from 5 to 40.")
-LONG_QUESTION = "Count from 7 to 48."
+QUESTIONS = ("What is 34+57?", "Sort: pear fig apple")
+LONG_QUESTION = "Count from 3 to 40."
 KILL_AFTER = 12  # tokens
 READY_TIMEOUT = 60.0  # seconds
 
