@@ -14,7 +14,9 @@ def main() -> None:
     """Answer until standard input ends."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.set_num_threads(1)
     model: Any = AutoModelForCausalLM.from_pretrained(sys.argv[1])
     model.eval()

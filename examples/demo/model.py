@@ -15,7 +15,7 @@ from examples.demo.reference import MAX_TOKENS, Reference
 from examples.demo.story import Story
 
 MODEL_NAME = "tiny"
-QUESTIONS = ("What is 34+57?", "Sort: pear fig apple")
+QUESTIONS = ("What is 34+57?", "Sort: pear fig apple", "Count from 12 to 30.")
 LONG_QUESTION = "Count from 3 to 40."
 KILL_AFTER = 12  # tokens
 READY_TIMEOUT = 60.0  # seconds
@@ -99,14 +99,18 @@ def show_volunteers(story: Story, machines: list[Machine]) -> None:
         sources: dict[str, int] = event["bytes_by_provider"]
         fetched += bool(sources)
         origin = [
-            f"{size / 1e6:.1f} MB from {names.get(peer, peer[:8])}"
-            for peer, size in sources.items()
+            f"{_size(count)} from {names.get(peer, peer[:8])}"
+            for peer, count in sorted(sources.items(), key=lambda source: -source[1])
         ]
         state = machine.latest("serving", "standby")
         layers = f"{state['span']} of {state['layers']}" if state.get("span") else "stands by"
         rows.append([machine.name, layers, ", ".join(origin) or "on its own disk"])
     story.table(["volunteer", "layers", "weights"], rows)
     story.keep(WEIGHTS, fetched >= 2, f"{fetched} volunteers fetched verified blocks")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.0f} kB"
 
 
 def tokenizer(model: Path) -> Callable[[str], list[int]]:
@@ -128,7 +132,8 @@ def answers(story: Story, url: str, model: Path, reference: Reference) -> None:
         expected = reference.answer(question)
         total += answer.pieces
         same += answer.text == expected.text and tokens(answer.text) == expected.tokens
-        story.say(f"[dim]{answer.pieces / answer.seconds:.0f} tokens/s over {route(url)}[/]")
+        rate = f"{answer.pieces / answer.seconds:.0f} tokens/s " if answer.pieces > 20 else ""
+        story.say(f"[dim]{rate}over {route(url)}[/]")
     story.keep(SAME, same == len(QUESTIONS), f"{same} of {len(QUESTIONS)} answers, {total} tokens")
 
 

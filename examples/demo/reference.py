@@ -57,7 +57,9 @@ class Reference:
 def main() -> None:
     """Answer the questions on standard input."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # it would write into the demo's story
     path = sys.argv[1]
     tokenizer: Any = AutoTokenizer.from_pretrained(path)
     model: Any = AutoModelForCausalLM.from_pretrained(path)

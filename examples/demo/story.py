@@ -73,10 +73,11 @@ class Story:
         """Print every promise; whether all were kept."""
         self.console.print("\n[bold cyan]What was promised, and what was seen[/]")
         kept = True
+        width = max(map(len, self._promises), default=0) + 2
         for promise, result in self._promises.items():
             held, figure = result or (False, "not reached")
             kept = kept and held
-            self.console.print(f"  {_mark(held)} {escape(promise):<58} {escape(figure)}")
+            self.console.print(f"  {_mark(held)} {escape(promise):<{width}} {escape(figure)}")
         return kept
 
 
