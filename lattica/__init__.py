@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from lattica.actors.api import available_resources as available_resources
     from lattica.actors.api import cancel as cancel
     from lattica.actors.api import cluster_resources as cluster_resources
+    from lattica.actors.api import fetch_blocks as fetch_blocks
     from lattica.actors.api import get as get
     from lattica.actors.api import get_actor as get_actor
     from lattica.actors.api import get_runtime_context as get_runtime_context
     from lattica.actors.api import kill as kill
     from lattica.actors.api import nodes as nodes
     from lattica.actors.api import put as put
+    from lattica.actors.api import put_blocks as put_blocks
+    from lattica.actors.api import remove_blocks as remove_blocks
     from lattica.actors.api import wait as wait
     from lattica.actors.handles import ActorHandle as ActorHandle
     from lattica.actors.handles import ActorMethod as ActorMethod
@@ -54,8 +57,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "lattica.actors.api": (
-        "RuntimeContext available_resources cancel cluster_resources get get_actor "
-        "get_runtime_context kill nodes put wait"
+        "RuntimeContext available_resources cancel cluster_resources fetch_blocks get get_actor "
+        "get_runtime_context kill nodes put put_blocks remove_blocks wait"
     ),
     "lattica.actors.handles": "ActorHandle ActorMethod",
     "lattica.actors.messages": "NodeInfo",

@@ -232,7 +232,12 @@ class Peer:
     async def _start_actors(self, stack: contextlib.AsyncExitStack) -> None:
         options, config = self.options, self.options.config.actors
         self.core = Owner(
-            self.rpc, self.dht, mesh=self.membership.mesh, config=config, clock=self.clock
+            self.rpc,
+            self.dht,
+            mesh=self.membership.mesh,
+            config=config,
+            clock=self.clock,
+            blocks=self.blocks,
         )
         self.host = Host(
             self.rpc,

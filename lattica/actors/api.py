@@ -15,6 +15,7 @@ from lattica.actors.handles import ActorHandle
 from lattica.actors.messages import NodeInfo
 from lattica.actors.refs import ObjectRef, ObjectRefGenerator
 from lattica.identity.keys import PeerId
+from lattica.rpc.buffers import Buffer
 
 
 def get(refs: ObjectRef | Sequence[ObjectRef], *, timeout: float | None = None) -> Any:
@@ -85,6 +86,57 @@ def put(value: Any) -> ObjectRef:
     else:
         context.run(context.core.put, ref.id, packed)
     return ref
+
+
+def put_blocks(data: bytes | bytearray | memoryview) -> str:
+    """Keep bytes as content-addressed blocks of this process's peer; returns their id.
+
+    Whoever has the id can `fetch_blocks` them, from this peer or from one that did so before.
+    The id is made of the bytes: the same bytes have the same id everywhere. They outlive this
+    program in the peer's home, until `remove_blocks`.
+
+    Raises:
+        StoreError: they are too many, or the disk does not take them.
+        TypeError: no bytes.
+    """
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"lattica.put_blocks() takes bytes, not {_kind(data)}")
+    context = current()
+    return context.run(context.core.put_blocks, Buffer(data))
+
+
+def fetch_blocks(manifest_id: str, *, timeout: float | None = None) -> bytes:
+    """The bytes that `put_blocks` was given, fetched from the mesh's providers and verified.
+
+    In a worker the host's peer fetches them; it keeps them and provides them from then on.
+
+    Args:
+        timeout: seconds; None waits for as long as it takes.
+
+    Raises:
+        BlockMissingError: nobody has them.
+        BlockCorruptError: those who said they have them sent other bytes.
+        GetTimeoutError: they were not here in time.
+        StoreError: no such id, too many bytes, no room on the disk.
+    """
+    if not isinstance(manifest_id, str):
+        raise TypeError(f"lattica.fetch_blocks() takes an id, not {_kind(manifest_id)}")
+    context = current()
+    return bytes(context.run(context.core.fetch_blocks, manifest_id, timeout).data)
+
+
+def remove_blocks(manifest_id: str) -> None:
+    """Let this process's peer forget blocks that were put or fetched there by such calls.
+
+    Other peers keep theirs. An id that is not there is left alone.
+
+    Raises:
+        StoreError: no such id, or the blocks are the peer's own, such as a model it serves.
+    """
+    if not isinstance(manifest_id, str):
+        raise TypeError(f"lattica.remove_blocks() takes an id, not {_kind(manifest_id)}")
+    context = current()
+    context.run(context.core.remove_blocks, manifest_id)
 
 
 def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:

@@ -22,6 +22,7 @@ from lattica.actors.messages import (
     Value,
 )
 from lattica.identity.keys import PeerId
+from lattica.rpc.buffers import Buffer
 
 
 class Core(Protocol):
@@ -109,4 +110,29 @@ class Core(Protocol):
 
     async def nodes(self) -> list[NodeInfo]:
         """The live peers of the mesh, this one included."""
+        ...
+
+    async def put_blocks(self, data: Buffer) -> str:
+        """Keep bytes as content-addressed blocks of this peer; the id of their manifest.
+
+        Raises:
+            StoreError: the disk does not take them.
+        """
+        ...
+
+    async def fetch_blocks(self, manifest_id: str, timeout: float | None) -> Buffer:
+        """The bytes behind an id, from this peer's blocks or another provider's, verified.
+
+        Raises:
+            BlockMissingError, BlockCorruptError, StoreError: see `Blocks.fetch_bytes`.
+            GetTimeoutError: they were not here within `timeout` seconds.
+        """
+        ...
+
+    async def remove_blocks(self, manifest_id: str) -> None:
+        """Stop providing what `put_blocks` or `fetch_blocks` brought to this peer.
+
+        Raises:
+            StoreError: the blocks are the peer's own.
+        """
         ...

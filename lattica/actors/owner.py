@@ -32,6 +32,7 @@ from lattica.actors.messages import (
 from lattica.actors.names import ActorService, Names, owner_of
 from lattica.actors.object_service import FREED, ObjectService
 from lattica.actors.objects import ObjectTable, Slot
+from lattica.actors.shared_blocks import SharedBlocks
 from lattica.actors.streams import Stream
 from lattica.actors.submission import Submission
 from lattica.actors.supervision import Supervisor
@@ -41,7 +42,8 @@ from lattica.config import ActorsConfig
 from lattica.dht import Dht
 from lattica.errors import GetTimeoutError, NoSuchActorError
 from lattica.identity.keys import PeerId
-from lattica.rpc import Rpc
+from lattica.rpc import Buffer, Rpc
+from lattica.store import Blocks
 
 CLOSE_TIMEOUT = 2.0  # seconds to tell hosts that it is over
 LINGER = 2.0  # seconds nested refs are kept after a call, until their receiver has borrowed them
@@ -58,12 +60,14 @@ class Owner:
         mesh: PeerId,
         config: ActorsConfig | None = None,
         clock: Clock | None = None,
+        blocks: Blocks | None = None,
     ) -> None:
         self._rpc = rpc
         self._config = config or ActorsConfig()
         self._clock = clock or SystemClock()
         self.counters: Counter[str] = Counter()
         self.directory = Directory(rpc, dht, mesh, self._clock)
+        self._blocks = SharedBlocks(blocks, limit=self._config.pipe_frame)
         self._names = Names(rpc, dht, self.directory, self._clock)
         self._streams: dict[ObjectId, Stream] = {}
         self._context: AbstractAsyncContextManager[None]
@@ -188,6 +192,20 @@ class Owner:
     async def nodes(self) -> list[NodeInfo]:
         """See `Core.nodes`."""
         return await self.directory.live()
+
+    # ----------------------------------------------------------------- Core: blocks
+
+    async def put_blocks(self, data: Buffer) -> str:
+        """See `Core.put_blocks`."""
+        return await self._blocks.put(data)
+
+    async def fetch_blocks(self, manifest_id: str, timeout: float | None) -> Buffer:
+        """See `Core.fetch_blocks`."""
+        return await self._blocks.fetch(manifest_id, timeout)
+
+    async def remove_blocks(self, manifest_id: str) -> None:
+        """See `Core.remove_blocks`."""
+        await self._blocks.remove(manifest_id)
 
     # ---------------------------------------------------------------- Core: objects
 

@@ -22,6 +22,7 @@ from lattica.actors.messages import (
     Value,
 )
 from lattica.identity.keys import PeerId
+from lattica.rpc.buffers import Buffer
 
 A = TypeVar("A")
 
@@ -93,6 +94,15 @@ class PipeCore:
 
     async def nodes(self) -> list[NodeInfo]:
         return list((await self._ask(pm.Nodes, pm.ListNodes)).nodes)
+
+    async def put_blocks(self, data: Buffer) -> str:
+        return (await self._ask(pm.BlocksId, pm.PutBlocks, data)).manifest_id
+
+    async def fetch_blocks(self, manifest_id: str, timeout: float | None) -> Buffer:
+        return (await self._ask(pm.BlocksData, pm.FetchBlocks, manifest_id, timeout)).data
+
+    async def remove_blocks(self, manifest_id: str) -> None:
+        await self._ask(pm.Ok, pm.RemoveBlocks, manifest_id)
 
     async def _ask(self, kind: type[A], request: Callable[..., Any], *args: Any) -> A:
         # No deadline of its own: the answer takes as long as what was asked for takes,

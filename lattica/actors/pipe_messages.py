@@ -111,6 +111,20 @@ class Nodes(_Message, frozen=True):
     nodes: tuple[NodeInfo, ...]
 
 
+class BlocksId(_Message, frozen=True):
+    """Answer to `PutBlocks`."""
+
+    request: int
+    manifest_id: str
+
+
+class BlocksData(_Message, frozen=True):
+    """Answer to `FetchBlocks`."""
+
+    request: int
+    data: Buffer
+
+
 class Ok(_Message, frozen=True):
     """Answer to the others."""
 
@@ -127,10 +141,23 @@ class Refused(_Message, frozen=True):
 
 
 ToWorker = (
-    Setup | Run | Create | Call | Stop | Credit | Outcomes | Ids | Info | Nodes | Ok | Refused
+    Setup
+    | Run
+    | Create
+    | Call
+    | Stop
+    | Credit
+    | Outcomes
+    | Ids
+    | Info
+    | Nodes
+    | BlocksId
+    | BlocksData
+    | Ok
+    | Refused
 )
 
-Answer = Outcomes | Ids | Info | Nodes | Ok | Refused
+Answer = Outcomes | Ids | Info | Nodes | BlocksId | BlocksData | Ok | Refused
 
 # ------------------------------------------------------------- worker to host
 
@@ -278,6 +305,28 @@ class ListNodes(_Message, frozen=True):
     request: int
 
 
+class PutBlocks(_Message, frozen=True):
+    """`Core.put_blocks`."""
+
+    request: int
+    data: Buffer
+
+
+class FetchBlocks(_Message, frozen=True):
+    """`Core.fetch_blocks`."""
+
+    request: int
+    manifest_id: str
+    timeout: float | None
+
+
+class RemoveBlocks(_Message, frozen=True):
+    """`Core.remove_blocks`."""
+
+    request: int
+    manifest_id: str
+
+
 class Abandon(_Message, frozen=True):
     """Nobody waits for a request's answer any more."""
 
@@ -295,6 +344,9 @@ Request = (
     | FindActor
     | GetActorInfo
     | ListNodes
+    | PutBlocks
+    | FetchBlocks
+    | RemoveBlocks
 )
 
 Note = Submit | CallActor | Retain | Release | DropActor | Abandon
@@ -324,4 +376,7 @@ ToHost = (
     | FindActor
     | GetActorInfo
     | ListNodes
+    | PutBlocks
+    | FetchBlocks
+    | RemoveBlocks
 )

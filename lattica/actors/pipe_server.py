@@ -157,6 +157,11 @@ class CoreServer:
             return pm.Info(request, await core.actor_info(message.actor))
         if isinstance(message, pm.ListNodes):
             return pm.Nodes(request, tuple(await core.nodes()))
+        if isinstance(message, pm.PutBlocks):
+            return pm.BlocksId(request, await core.put_blocks(message.data))
+        if isinstance(message, pm.FetchBlocks):
+            data = await core.fetch_blocks(message.manifest_id, message.timeout)
+            return pm.BlocksData(request, data)
         if isinstance(message, pm.Put):
             self._check_own(message.object_id)
             await core.put(message.object_id, message.value)
@@ -164,6 +169,8 @@ class CoreServer:
             await core.create_actor(message.spec)
         elif isinstance(message, pm.CancelObject):
             await core.cancel(message.object_id, force=message.force)
+        elif isinstance(message, pm.RemoveBlocks):
+            await core.remove_blocks(message.manifest_id)
         else:
             await core.kill(message.actor, no_restart=message.no_restart)
         return pm.Ok(request)
