@@ -17,8 +17,18 @@ _KINDS = (
 )
 
 
+class _Default:
+    """Stands for a default's value, which does not travel."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+_DEFAULT = _Default()
+
+
 def signature_of(function: Callable[..., Any], *, skip_self: bool = False) -> inspect.Signature:
-    """The signature, without annotations and with None for each default.
+    """The signature, without annotations and without the defaults' values.
 
     Raises:
         ValueError, TypeError: the callable has none that can be read.
@@ -56,7 +66,7 @@ def to_signature(parameters: tuple[Parameter, ...]) -> inspect.Signature:
             inspect.Parameter(
                 each.name,
                 _KINDS[each.kind],
-                default=None if each.optional else inspect.Parameter.empty,
+                default=_DEFAULT if each.optional else inspect.Parameter.empty,
             )
             for each in parameters
         ]
@@ -76,7 +86,7 @@ def check(
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise TypeError(f"{what} {error}; its parameters are {signature}") from None
+        raise TypeError(f"{what}: {error}; its parameters are {signature}") from None
 
 
 def names(signature: inspect.Signature | None) -> tuple[str, ...]:

@@ -127,7 +127,7 @@ def test_a_timeout_is_both_lattica_s_and_python_s(core: FakeCore) -> None:
 
 
 def test_arguments_are_checked_where_the_call_is_made(core: FakeCore) -> None:
-    with pytest.raises(TypeError, match=r"square\(\) missing a required argument: 'x'"):
+    with pytest.raises(TypeError, match=r"square\(\): missing a required argument: 'x'"):
         square.remote()  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"pair\(\) .*unexpected keyword argument 'c'"):
         pair.remote(1, c=3)  # type: ignore[call-arg]
