@@ -129,12 +129,12 @@ def test_a_timeout_is_both_lattica_s_and_python_s(core: FakeCore) -> None:
 def test_arguments_are_checked_where_the_call_is_made(core: FakeCore) -> None:
     with pytest.raises(TypeError, match=r"square\(\): missing a required argument: 'x'"):
         square.remote()  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match=r"pair\(\) .*unexpected keyword argument 'c'"):
+    with pytest.raises(TypeError, match=r"pair\(\): .*unexpected keyword argument 'c'"):
         pair.remote(1, c=3)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match=r"Counter\(\) too many positional"):
+    with pytest.raises(TypeError, match=r"Counter\(\): too many positional"):
         Counter.remote(1, 2)
     counter = Counter.remote()
-    with pytest.raises(TypeError, match=r"Counter.add\(\) too many positional"):
+    with pytest.raises(TypeError, match=r"Counter.add\(\): too many positional"):
         counter.add.remote(1, 2)
     with pytest.raises(AttributeError, match="Counter has no method 'subtract'; it has add"):
         _ = counter.subtract
