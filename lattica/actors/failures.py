@@ -122,21 +122,41 @@ def unwrap(outcome: Outcome) -> Any:
 
 def error_of(failure: Failure) -> LatticaError:
     """The exception that `lattica.get` raises for a failure."""
-    name = failure.peer_name or (failure.peer.short if failure.peer else "")
     if failure.kind != "task":
-        error = _ERRORS[failure.kind](failure.message)
-        _annotate(error, failure, name, None)
-        return error
+        return carrier_of(failure)
+    name = _where(failure)
     cause = _load_cause(failure)
-    message = f"{failure.type_name} on {name or 'another peer'}: {failure.message}"
-    if failure.traceback:
-        message += f"\n\nremote traceback ({name}):\n{failure.traceback.rstrip()}"
-    error = _dual_class(type(cause) if cause is not None else None)(message)
+    error = _dual_class(type(cause) if cause is not None else None)(_told(failure))
     if cause is not None:
         _copy_attributes(cause, error)
     _annotate(error, failure, name, cause)
     error.__cause__ = cause
     return error
+
+
+def carrier_of(failure: Failure) -> LatticaError:
+    """The same without the user's class: nothing is unpickled.
+
+    For a peer's own process, which passes failures on and must not run what they hold. The
+    failure itself is the error's `failure`.
+    """
+    is_users = failure.kind == "task"
+    error = _ERRORS[failure.kind](_told(failure) if is_users else failure.message)
+    _annotate(error, failure, _where(failure), None)
+    error.__dict__["failure"] = failure
+    return error
+
+
+def _where(failure: Failure) -> str:
+    return failure.peer_name or (failure.peer.short if failure.peer else "")
+
+
+def _told(failure: Failure) -> str:
+    name = _where(failure)
+    message = f"{failure.type_name} on {name or 'another peer'}: {failure.message}"
+    if failure.traceback:
+        message += f"\n\nremote traceback ({name}):\n{failure.traceback.rstrip()}"
+    return message
 
 
 def _copy_attributes(cause: BaseException, error: LatticaError) -> None:

@@ -14,6 +14,7 @@ from typing import Protocol
 import anyio.abc
 import msgspec
 
+from lattica.actors.failures import carrier_of
 from lattica.actors.leasing import Lease, Leasing
 from lattica.actors.messages import ActorId, ActorInfo, ActorSpec, ActorState, Failure, ObjectId
 from lattica.actors.names import Names
@@ -210,9 +211,7 @@ class Supervisor:
             failure = await self._place(actor, spec)
         if failure is not None:
             await self._end(actor, failure)
-            from lattica.actors.failures import error_of
-
-            raise error_of(failure)
+            raise carrier_of(failure)
 
     async def _place(
         self, actor: OwnedActor, spec: ActorSpec, avoid: frozenset[PeerId] = frozenset()

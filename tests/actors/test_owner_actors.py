@@ -157,7 +157,7 @@ async def test_a_named_actor_is_found_from_elsewhere_and_its_name_is_its_own(
         with mesh["b"].driver(), anyio.fail_after(LIMIT):
             found = await find("hits")
             assert await found.add.remote() == 43
-            with pytest.raises(TypeError, match=r"Counter.add\(\) .*too many positional"):
+            with pytest.raises(TypeError, match=r"Counter.add\(\): too many positional"):
                 found.add.remote(1, 2, 3)
             with pytest.raises(NameTakenError, match="'hits' is held by a live actor"):
                 await asyncio.to_thread(Counter.options(name="hits").remote)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lattica.actors.failures import error_of, pack_error, unwrap
-from lattica.actors.messages import Failure, FailureKind
+from lattica.actors.failures import carrier_of, error_of, pack_error, unwrap
+from lattica.actors.messages import Failure, FailureKind, Value
 from lattica.actors.serialization import dumps, loads
 from lattica.errors import (
     ActorDiedError,
@@ -19,6 +19,7 @@ from lattica.errors import (
     TaskCancelledError,
     TaskError,
 )
+from lattica.rpc.buffers import Buffer
 
 
 class NeedsTwoError(Exception):
@@ -126,3 +127,11 @@ def test_other_failures_have_their_own_errors(
 ) -> None:
     with pytest.raises(expected, match="why"):
         unwrap(Failure(kind, "why", peer_name="far", may_have_run=False))
+
+
+def test_a_peer_passes_a_failure_on_without_unpickling_it() -> None:
+    poisoned = Failure("task", "boom", type_name="Boom", exception=Value(Buffer(b"not a pickle")))
+    error = carrier_of(poisoned)
+    assert type(error) is TaskError
+    assert "Boom on another peer: boom" in str(error)
+    assert error.failure is poisoned  # type: ignore[attr-defined]
