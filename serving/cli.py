@@ -14,8 +14,8 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from lattica.cli.daemon import run_peer
-from lattica.cli.options import add_peer, home_of, peer_options
+from lattica.cli.daemon import guest_options, run_peer
+from lattica.cli.options import add_peer
 from lattica.cli.output import console, print_json
 from lattica.peer import Peer
 from serving.client import Client
@@ -76,7 +76,7 @@ async def run_serve(args: argparse.Namespace) -> None:
     async def work(peer: Peer) -> None:
         await serve(args, peer)
 
-    await run_peer(peer_options(args, ticket=args.ticket), as_json=args.json, work=work)
+    await run_peer(await guest_options(args, "serve"), as_json=args.json, work=work)
 
 
 async def run_gateway(args: argparse.Namespace) -> None:
@@ -88,7 +88,8 @@ async def run_gateway(args: argparse.Namespace) -> None:
         await gateway(args, peer, listener)
 
     try:
-        await run_peer(peer_options(args, ticket=args.ticket), as_json=args.json, work=work)
+        options = await guest_options(args, "gateway")
+        await run_peer(options, as_json=args.json, work=work)
     finally:
         listener.close()
 
@@ -104,7 +105,7 @@ async def serve(args: argparse.Namespace, peer: Peer) -> None:
         peer,
         args.model,
         layers=args.layers,
-        directory=home_of(args).directory / "models",
+        directory=peer.home.directory / "models",
         name=args.model_name,
         capacity=args.capacity,
         config=config,
@@ -122,7 +123,7 @@ async def gateway(args: argparse.Namespace, peer: Peer, listener: Any = None) ->
     """
     listener = listener or bind(args.host, args.port)
     client = await Client.open(peer)
-    app = (await Gateway.open(peer, home_of(args).directory / "models", client)).app()
+    app = (await Gateway.open(peer, peer.home.directory / "models", client)).app()
     async with serving(app, listener) as url:
         if args.json:
             print_json({"event": "gateway", "url": f"{url}/v1"})

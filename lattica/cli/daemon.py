@@ -6,17 +6,18 @@ import argparse
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from socket import gethostname
 
 import anyio
 import msgspec
 
 from lattica.cli import control
-from lattica.cli.options import add_peer, peer_options
+from lattica.cli.options import add_peer, home_of, peer_options
 from lattica.cli.output import console, offers, print_json
 from lattica.cli.reports import InviteReport, PeerReport, StatusReport
-from lattica.errors import ControlError
+from lattica.errors import ControlError, HomeInUseError
 from lattica.identity.tickets import DAY
-from lattica.peer import EVERYWHERE, Peer, PeerOptions
+from lattica.peer import Peer, PeerOptions
 
 Work = Callable[[Peer], Awaitable[None]]
 
@@ -37,10 +38,40 @@ def register_join(parser: argparse.ArgumentParser) -> None:
 
 
 async def _up(args: argparse.Namespace) -> None:
-    options = peer_options(args)
-    if not options.listen:  # a mesh is founded for others to join
-        options = msgspec.structs.replace(options, listen=EVERYWHERE)
-    await run_peer(options, as_json=args.json)
+    await run_peer(peer_options(args), as_json=args.json)
+
+
+async def guest_options(args: argparse.Namespace, command: str) -> PeerOptions:
+    """The options of a peer that serves `command`, on its own or beside a running one.
+
+    Where the home's peer runs already, the new one joins its mesh from a home inside.
+
+    Raises:
+        ControlError: the running peer cannot invite; the message says what to do.
+    """
+    options = peer_options(args, ticket=args.ticket)
+    home = home_of(args)
+    try:
+        with home.locked():
+            return options
+    except HomeInUseError:
+        if args.ticket is None:
+            try:
+                invite: InviteReport = await control.ask(
+                    home.directory, control.Ask("invite"), InviteReport
+                )
+            except ControlError as error:
+                raise ControlError(
+                    f"a peer runs in {home.directory} already, and {error}; "
+                    "or give this one a ticket: --ticket"
+                ) from None
+            options = msgspec.structs.replace(options, ticket=invite.ticket, listen=args.listen)
+    return msgspec.structs.replace(
+        options,
+        home=home.directory / command,
+        name=options.name or f"{gethostname()}-{command}",
+        cpus=args.cpus or 0.0,  # the running peer offers this machine's already
+    )
 
 
 async def run_peer(options: PeerOptions, *, as_json: bool, work: Work | None = None) -> None:

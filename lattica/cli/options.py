@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from lattica.home import Home
-from lattica.peer import PeerOptions
+from lattica.peer import EVERYWHERE, PeerOptions
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -86,12 +86,15 @@ def home_of(args: argparse.Namespace) -> Home:
 
 
 def peer_options(args: argparse.Namespace, *, ticket: str | None = None) -> PeerOptions:
-    """The options of a peer from its command line."""
+    """The options of a peer from its command line.
+
+    Without a ticket it may be the mesh's first peer, which others must be able to reach.
+    """
     return PeerOptions(
         home=home_of(args).directory,
         ticket=ticket,
         name=args.name,
-        listen=args.listen,
+        listen=args.listen or ("" if ticket else EVERYWHERE),
         cpus=args.cpus,
         gpus=args.gpus,
         memory=args.memory,

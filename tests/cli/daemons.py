@@ -30,6 +30,15 @@ class Daemon:
         line = self.process.stdout.readline()  # ends with the process at the latest
         self.up: dict[str, Any] = json.loads(line) if line else {}
 
+    def wait_for(self, event: str) -> dict[str, Any]:
+        """The next `event` that it prints."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:  # ends with the process at the latest
+            said: dict[str, Any] = json.loads(line)
+            if said["event"] == event:
+                return said
+        raise AssertionError(f"it ended before it was {event!r}: {self.failure()}")
+
     def failure(self) -> str:
         """What it said on standard error; it has ended by itself."""
         return self.process.communicate(timeout=START_TIMEOUT)[1]
@@ -42,10 +51,10 @@ class Daemons:
         self.folder = folder
         self._all: list[Daemon] = []
 
-    def start(self, name: str, *words: str, listen: str = "127.0.0.1:0") -> Daemon:
-        """`lattica WORDS` with a home of its own."""
+    def start(self, name: str, *words: str, listen: str = "127.0.0.1:0", home: str = "") -> Daemon:
+        """`lattica WORDS` with a home of its own, or the one of another name."""
         command = (*words, "--name", name, "--listen", listen, "--cpus", "1")
-        daemon = Daemon(self.folder / name, command)
+        daemon = Daemon(self.folder / (home or name), command)
         self._all.append(daemon)
         return daemon
 

@@ -123,9 +123,7 @@ async def test_a_stage_is_killed_in_mid_sentence(
     assert took["span"] == "3:6"
 
 
-async def read_and_kill(
-    client: openai.AsyncOpenAI, victim: Process
-) -> tuple[str, dict[str, Any]]:
+async def read_and_kill(client: openai.AsyncOpenAI, victim: Process) -> tuple[str, dict[str, Any]]:
     """The answer, while a stage dies after a few characters, and how it came about."""
     text, story = "", {}
     stream = await client.chat.completions.create(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
+
+import anyio
 
 from lattica.config import StoreConfig
 from lattica.identity import grants
 from lattica.identity.grants import Membership
 from lattica.identity.keys import Identity
 from lattica.identity.signed import Signed
+from lattica.store import Change, Document
 from lattica.store.messages import DOMAIN, GENESIS, Update
 from lattica.store.replica import Replica
 
@@ -77,3 +81,21 @@ def seal(
 def home(base: Path, number: int) -> Path:
     """A peer's directory."""
     return base / f"peer-{number}"
+
+
+async def until_equal(*documents: Document, within: float = 10.0) -> None:
+    """Wait until all of them read the same."""
+    with anyio.fail_after(within):
+        while True:
+            # Watched before they are compared: a change while the tasks start is not missed.
+            watches = [document.watch() for document in documents]
+            if len({document.digest() for document in documents}) == 1:
+                return
+            async with anyio.create_task_group() as tasks:
+
+                async def woken(watch: AsyncIterator[Change]) -> None:
+                    await anext(watch)
+                    tasks.cancel_scope.cancel()
+
+                for watch in watches:
+                    tasks.start_soon(woken, watch)

@@ -18,11 +18,20 @@ from lattica.identity.keys import PeerId
 from lattica.identity.tickets import Contact
 from lattica.link.memory import MemoryLinks, MemoryNetwork
 from lattica.rpc import Rpc
-from lattica.store import Document, Documents
+from lattica.store import Documents
 from lattica.store.messages import SERVICE
 from lattica.store.service import DocumentsService
 from lattica.store.values import encode_value
-from tests.store.mesh import NOW, home, identity, membership, replica, seal, write
+from tests.store.mesh import (
+    NOW,
+    home,
+    identity,
+    membership,
+    replica,
+    seal,
+    until_equal,
+    write,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -79,19 +88,6 @@ def id_of(number: int) -> PeerId:
 
 async def link(one: Documents, number: int) -> None:
     await one._rpc.links.connect(id_of(number))
-
-
-async def until_equal(*documents: Document) -> None:
-    with anyio.fail_after(10):
-        while len({document.digest() for document in documents}) > 1:
-            async with anyio.create_task_group() as tasks:
-
-                async def woken(document: Document) -> None:
-                    await document.changed()
-                    tasks.cancel_scope.cancel()
-
-                for document in documents:
-                    tasks.start_soon(woken, document)
 
 
 async def test_what_one_peer_writes_the_other_reads(tmp_path):
