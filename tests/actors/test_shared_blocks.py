@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from random import Random
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from lattica.rpc import Buffer
 
 pytestmark = pytest.mark.anyio
 
-DATA = bytes(range(256)) * 12_000  # three blocks
+DATA = Random(7).randbytes(3_000_000)
 NOBODY = "b3-" + "a" * 52
 LIMIT = 4_000_000  # bytes; too little for twice the data
 
