@@ -1,0 +1,1 @@
+"""Collaborative reinforcement learning: workers on several peers improve one policy."""
