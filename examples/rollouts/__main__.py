@@ -38,7 +38,7 @@ def main() -> int:
     options = _options()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     torch.set_num_threads(min(2, torch.get_num_threads()))
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     story = Story([*map(_promise, options.seeds), KILLED])
     folder = Path(tempfile.mkdtemp(prefix="lattica-rollouts-"))
     kept = False

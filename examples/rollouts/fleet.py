@@ -60,9 +60,9 @@ class Fleet:
         self.members = [
             Member(
                 peer.name,
-                RolloutWorker.options(peer=peer.peer, num_cpus=1, max_restarts=MAX_RESTARTS).remote(
-                    settings
-                ),
+                RolloutWorker.options(  # type: ignore[attr-defined]
+                    peer=peer.peer, num_cpus=1, max_restarts=MAX_RESTARTS
+                ).remote(settings),
             )
             for peer in peers
         ]

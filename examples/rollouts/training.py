@@ -83,7 +83,7 @@ class Trainer:
         self._every = every
         self._say = say
         self._rng = Random(seed)
-        self._model = AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL)
         self._tokenizer = AutoTokenizer.from_pretrained(BUNDLED_MODEL)
         self._learner = Learner(self._model, settings)
         self._weights: Weights | None = None
@@ -163,10 +163,14 @@ class Trainer:
         """A run too short for the restart waits for it, and sees the worker sample again."""
         if not self.run.killed:
             return
-        self._welcome(timeout=BACK_TIMEOUT)
         weights = self._publish()
-        harvest = self._fleet.gather(self._fleet.ask(weights, self._seeds()))
-        if not self.run.returned or len(harvest.batches) < len(self._fleet.members):
+        everyone = len(self._fleet.members)
+        for _ in range(2):  # its loss may show only when it is asked again
+            self._welcome(timeout=BACK_TIMEOUT)
+            harvest = self._fleet.gather(self._fleet.ask(weights, self._seeds()))
+            if self.run.returned and len(harvest.batches) == everyone:
+                break
+        else:
             raise TrainingError(f"the worker on {self.run.killed} did not come back")
         self._say(
             f"all {len(harvest.batches)} workers sampled under version {weights.version} at the end"

@@ -47,9 +47,9 @@ class RolloutWorker:
 
     def __init__(self, settings: Settings) -> None:
         torch.set_num_threads(1)
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         self._settings = settings
-        self._model = AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL)
         self._tokenizer = AutoTokenizer.from_pretrained(BUNDLED_MODEL)
         self._held = ""  # the blocks whose weights are in the model
 
