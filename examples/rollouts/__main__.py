@@ -37,7 +37,8 @@ def main() -> int:
     """Run it; 0 only if it learned with every seed."""
     options = _options()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    # OpenMP threads that wait for each other spin: on a busy machine two are far slower than one.
+    torch.set_num_threads(1)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     story = Story([*map(_promise, options.seeds), KILLED])
     folder = Path(tempfile.mkdtemp(prefix="lattica-rollouts-"))

@@ -73,7 +73,7 @@ def test_a_short_run_reaches_its_end_although_a_worker_is_killed(tmp_path: Path)
             run.kill()
     said = "".join(lines)
     assert "\x1b" not in said, "plain lines where there is no terminal"
-    # Two steps teach too little for a promise: the status follows the accuracies, whatever they are.
+    # Two steps teach too little for a promise: the status follows the accuracies.
     rose = "\u2714 held-out accuracy rose with seed 7" in said
     assert run.returncode == (0 if rose else 1), said
     assert "step  0: held-out accuracy" in said
