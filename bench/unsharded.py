@@ -5,6 +5,7 @@ Reads lines "TOKENS", prints a line with the tokens per second of one greedy ans
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any
@@ -13,10 +14,10 @@ from typing import Any
 def main() -> None:
     """Answer until standard input ends."""
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # they would write between our lines
+    from transformers import AutoModelForCausalLM
+
     torch.set_num_threads(1)
     model: Any = AutoModelForCausalLM.from_pretrained(sys.argv[1])
     model.eval()

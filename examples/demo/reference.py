@@ -7,6 +7,7 @@ object of answers. A process of its own, since importing torch would hold up the
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -56,10 +57,9 @@ class Reference:
 
 def main() -> None:
     """Answer the questions on standard input."""
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # they would write between our lines
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # it would write into the demo's story
     path = sys.argv[1]
     tokenizer: Any = AutoTokenizer.from_pretrained(path)
     model: Any = AutoModelForCausalLM.from_pretrained(path)
