@@ -69,7 +69,7 @@ def _options() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=_positive, default=25, help="per seed; default: 25")
+    parser.add_argument("--steps", type=_positive, default=40, help="per seed; default: 40")
     parser.add_argument("--every", type=_positive, default=5, help="steps between measurements")
     parser.add_argument("--held-out", type=_positive, default=300, help="problems to measure on")
     parser.add_argument("--out", type=Path, default=Path("rollouts.png"), help="the plot")
@@ -154,7 +154,8 @@ def _report(story: Story, runs: list[Run], out: Path) -> None:
         story.table((*columns, "weights/step"), rows)
         for run in runs:
             story.keep(_promise(run.seed), run.rose, f"{run.before:.1%} to {run.after:.1%}")
-            story.keep(KILLED, run.returned, f"on {run.killed}, last of {len(runs)} runs")
+        killed = ", ".join(run.killed for run in runs)
+        story.keep(KILLED, all(run.returned for run in runs), f"on {killed}")
         story.say(f"the curves are in {escape(str(out))}")
 
 
