@@ -54,6 +54,7 @@ class Conversation:
         self._every = every
         self._counters = counters
         self._known: dict[str, dict[PeerId, Head]] = {}  # documents that the peer has open
+        self._told: Counter[str] = Counter()  # how often `learned` was called
         self._dirty: set[str] = set()
         self._due: set[str] = set(copies)
         self._wake = anyio.Event()
@@ -67,6 +68,7 @@ class Conversation:
 
     def learned(self, document: str, heads: Heads) -> None:
         """The peer said that it has the document open, and how far."""
+        self._told[document] += 1
         self._known[document] = {head.author: head for head in heads}
         self.changed(document)
 
@@ -132,10 +134,13 @@ class Conversation:
             copy = self._copies.get(document)
             if copy is None:
                 return
-            before = copy.heads()
+            before, told = copy.heads(), self._told[document]
             reply = await self._stub.exchange(document, before)
             if reply is None:
-                self._known.pop(document, None)
+                # A peer that opens it asks us too. Its question may be taken in before this
+                # answer to ours, which is then out of date: it knows our heads and will push.
+                if self._told[document] == told:
+                    self._known.pop(document, None)
                 return
             self._counters["exchanges"] += 1
             self.learned(document, reply.heads)
