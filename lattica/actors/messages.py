@@ -69,9 +69,7 @@ class Failure(
 Outcome = Value | Failure
 
 
-class Requirements(
-    msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True
-):
+class Requirements(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What a task or actor needs of its host."""
 
     cpus: float = 1.0

@@ -167,5 +167,5 @@ async def mesh(
 async def eventually(condition: Callable[[], bool], *, limit: float = 5.0) -> None:
     """Give the other tasks turns until `condition` holds."""
     with anyio.fail_after(limit):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await anyio.sleep(0.005)
