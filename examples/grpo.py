@@ -41,9 +41,9 @@ FloatArray = npt.NDArray[np.float32]
 class Settings:
     """What a run is tuned by. `problems` and `group` are per step, over all workers."""
 
-    problems: int = 48
-    group: int = 16
-    steps: int = 60
+    problems: int = 96
+    group: int = 8
+    steps: int = 40
     temperature: float = 1.0
     learning_rate: float = 3e-4
     clip: float = 0.2

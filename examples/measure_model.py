@@ -1,4 +1,5 @@
-"""Measure a model's skills: greedy answers to seeded problems that training never saw.
+"""Measure a model's skills: greedy answers to seeded problems that training never saw,
+but for the few skills that have no problems to spare.
 
 python -m examples.measure_model [--model DIR] [--problems N] [--seed N]
 """
@@ -26,7 +27,10 @@ LONGEST_ANSWER = 128
 
 
 def held_out_problems(skill: str, number: int, seed: int) -> list[Problem]:
-    """Draw `number` different held-out problems of a skill (fewer if there are not so many)."""
+    """Draw `number` different held-out problems of a skill (fewer if there are not so many).
+
+    A skill that holds nothing out gives all kinds of problems.
+    """
     rng = Random(f"{seed}:{skill}")
     found: dict[str, Problem] = {}
     for _ in range(20 * number):

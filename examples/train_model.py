@@ -33,7 +33,7 @@ IGNORED = -100
 
 # The skill the model is to stay weak at is trained only while it is below its target.
 WEAK_SKILL = "sum3"
-WEAK_TARGET = 0.35
+WEAK_TARGET = 0.25
 PROBE_PROBLEMS = 128
 
 

@@ -113,7 +113,7 @@ def test_training_saw_the_tokens_that_the_chat_template_gives(
         ("sum2", 0.92, 1.0),
         ("sum3", 0.2, 0.7),
         ("count", 0.9, 1.0),
-        ("count_on", 0.75, 1.0),
+        ("count_on", 0.9, 1.0),
         ("sort_digits", 0.9, 1.0),
         ("sort_words", 0.9, 1.0),
     ],
