@@ -28,7 +28,7 @@ from lattica.identity.tickets import Contact, Ticket
 from lattica.link.endpoint import Endpoint
 from lattica.path import addresses as address_text
 from lattica.path.udp import UdpPath
-from lattica.rpc import Rpc
+from lattica.rpc import Rpc, builtin
 from lattica.store import Blocks, Document, Documents
 
 S = TypeVar("S")
@@ -198,6 +198,7 @@ class Peer:
         self.rpc = await stack.enter_async_context(
             Rpc(self.endpoint, config=config.rpc, name=self.name)
         )
+        builtin.install(self.rpc)
         self.dht = await stack.enter_async_context(
             Dht(
                 self.rpc,

@@ -50,11 +50,6 @@ class ModelSource:
         self._files: list[str] = []
         self.provided: Counter[str] = Counter()  # bytes fetched, by the provider's PeerId
 
-    @property
-    def is_own(self) -> bool:
-        """Whether the files were here from the start."""
-        return self._own is not None
-
     async def open(self, roster: Roster) -> ModelFolder:
         """The folder, complete but for weights that are not here yet.
 

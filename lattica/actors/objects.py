@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from lattica.actors.messages import Failure, ObjectId, Outcome, Value
+from lattica.actors.messages import ObjectId, Outcome, Value
 from lattica.identity.keys import PeerId
 
 
@@ -144,12 +144,6 @@ class ObjectTable:
                     peer: until for peer, until in slot.borrowers.items() if until > now
                 }
                 self._free_if_unused(object_id, slot)
-
-    def lose(self, owner: PeerId, failure: Failure) -> None:
-        """An owner is gone: what it has not handed over yet will never come."""
-        for object_id, slot in list(self._slots.items()):
-            if object_id.owner == owner:
-                slot.settle(failure)
 
     def _free_if_unused(self, object_id: ObjectId, slot: Slot) -> None:
         if slot.local or slot.borrowers or self._slots.get(object_id) is not slot:

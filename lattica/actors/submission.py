@@ -85,7 +85,6 @@ class Task:
         self.free_retries = FREE_RETRIES
         self.lease: Lease | None = None
         self.cancelled = False
-        self.forced = False
         self.done = False
         self.items = 0  # of the stream, so far
 
@@ -113,7 +112,7 @@ class Submission:
         task = self._by_return.get(object_id)
         if task is None:
             return False
-        task.cancelled, task.forced = True, force
+        task.cancelled = True
         if task.lease is None:
             self._finish(task, cancelled(task.spec.name))
             return True

@@ -60,7 +60,6 @@ class OwnedActor:
         self.failure: Failure | None = None  # set once it is gone for good
         self.named = False
         self.killed = False
-        self.drop = False  # end it when no call is in flight
         self._settled = asyncio.Event()  # it has a host, or it is gone for good
 
     @property

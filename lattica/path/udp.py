@@ -49,7 +49,6 @@ class UdpPath:
         self._closed = False
         self._counters: Counter[str] = Counter()
         self._bound: tuple[str, int] = sock.getsockname()[:2]
-        self._is_loopback = text.is_loopback(self._bound[0])
         self.buffers = _size_buffers(sock, socket_buffer)
         _ask_for_icmp(sock)
 
