@@ -29,6 +29,17 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_unordered: int = 32 * 1024 * 1024  # held because something before them is missing
 
 
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """How a connection does. Sizes in bytes, times in seconds."""
+
+    rtt: float  # smoothed; 0.0 before the first sample
+    rtt_min: float
+    window: int  # congestion window
+    in_flight: int
+    unsent: int  # of streams, queued and not sent once
+    datagram: int  # largest sent
+
+
 class EngineSink(Protocol):
     """Receives a connection's events, in order."""
 
@@ -72,6 +83,18 @@ class Engine(Protocol):
     @property
     def rtt(self) -> float:
         """Smoothed round-trip time in seconds; 0.0 before the first sample."""
+        ...
+
+    def statistics(self) -> EngineStats:
+        """Counters and estimates, for people and for tests."""
+        ...
+
+    def unsent(self) -> int:
+        """Bytes of streams that wait to be sent a first time. Cheap: asked once a flush."""
+        ...
+
+    def set_datagram(self, size: int) -> None:
+        """From now on send datagrams of at most `size` bytes: the path has changed."""
         ...
 
     def connect(self, address: VirtualAddress, now: float) -> None:

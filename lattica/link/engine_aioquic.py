@@ -13,14 +13,11 @@ from typing import TextIO, cast
 
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.congestion.base import register_congestion_control
-from aioquic.quic.congestion.reno import RenoCongestionControl
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import QuicErrorCode
-from aioquic.quic.packet_builder import QuicSentPacket
 
-from lattica.link import header
-from lattica.link.engine import EngineConfig, EngineSink
+from lattica.link import congestion, header
+from lattica.link.engine import EngineConfig, EngineSink, EngineStats
 from lattica.link.secrets import SecretsLog
 from lattica.path.interface import VirtualAddress
 
@@ -30,28 +27,6 @@ _LIVE_STREAMS = 1024  # of ours in aioquic at once: it walks over all of them fo
 
 # aioquic warns about every malformed packet: a stranger could fill the log.
 logging.getLogger("quic").setLevel(logging.ERROR)
-
-
-class BoundedReno(RenoCongestionControl):
-    """Reno whose window neither outgrows the receiver's socket buffer nor grows unused.
-
-    aioquic's own grows with every acknowledged packet, also while the application and not
-    the window limits what is in flight (RFC 9002 §7.8): the first large burst after a
-    quiet time would overrun the buffers, and every small call behind it would wait.
-    """
-
-    limit: int = 16 * 1024 * 1024  # bytes
-
-    def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:
-        """Grow only a window that is used, and not beyond the limit."""
-        if self.bytes_in_flight * 2 < self.congestion_window:
-            self.bytes_in_flight -= packet.sent_bytes
-            return
-        super().on_packet_acked(now=now, packet=packet)
-        self.congestion_window = min(self.congestion_window, self.limit)
-
-
-register_congestion_control("lattica", BoundedReno)
 
 
 class _Waiting:
@@ -73,7 +48,7 @@ class AioquicEngine:
             configuration=QuicConfiguration(
                 alpn_protocols=[ALPN],
                 certificate=config.certificate.certificate,
-                congestion_control_algorithm="lattica",
+                congestion_control_algorithm=congestion.NAME,
                 connection_id_length=header.CONNECTION_ID,
                 idle_timeout=config.idle_timeout,
                 is_client=config.is_client,
@@ -93,13 +68,14 @@ class AioquicEngine:
             self._connection._local_max_streams_uni,
         ):
             limit.value = limit.sent = config.max_streams
-        congestion = self._connection._loss._cc  # made inside, with no argument of ours
-        assert isinstance(congestion, BoundedReno)
-        congestion.limit = max(config.window, congestion.congestion_window)
+        controller = self._connection._loss._cc  # made inside, with no argument of ours
+        assert isinstance(controller, congestion.BoundedReno)
+        controller.limit = max(config.window, controller.congestion_window)
         first = 0 if config.is_client else 1
         self._next_id = {False: first, True: first + 2}
         self._waiting: dict[int, _Waiting] = {}  # for fewer live streams, in order of id
         self._delivered = 0
+        self._handed = 0  # bytes given to aioquic's streams
         self._is_closed = False
         self._ids = [self._connection.host_cid]
         if original_destination is not None:
@@ -113,6 +89,24 @@ class AioquicEngine:
     def rtt(self) -> float:
         loss = self._connection._loss  # the estimate has no public name
         return float(loss._rtt_smoothed) if loss._rtt_initialized else 0.0
+
+    def statistics(self) -> EngineStats:
+        loss = self._connection._loss
+        return EngineStats(
+            rtt=self.rtt,
+            rtt_min=float(loss._rtt_min) if loss._rtt_initialized else 0.0,
+            window=loss.congestion_window,
+            in_flight=loss.bytes_in_flight,
+            unsent=self.unsent(),
+            datagram=self._connection._max_datagram_size,
+        )
+
+    def unsent(self) -> int:
+        # Flow control counts each byte of the streams when it is sent first.
+        return max(0, self._handed - self._connection._remote_max_data_used)
+
+    def set_datagram(self, size: int) -> None:
+        self._connection._max_datagram_size = size  # fixed at first in the public API
 
     def connect(self, address: VirtualAddress, now: float) -> None:
         self._connection.connect(address, now)
@@ -193,6 +187,7 @@ class AioquicEngine:
             self._connection.send_stream_data(stream_id, data, end)
         except (ValueError, RuntimeError):
             return False  # finished, reset or stopped meanwhile
+        self._handed += len(data)
         return True
 
     def reset_stream(self, stream_id: int, code: int) -> None:
@@ -241,6 +236,7 @@ class AioquicEngine:
             self._connection.send_stream_data(stream_id, b"", False)
             for data, end in waiting.writes:
                 self._connection.send_stream_data(stream_id, data, end)
+                self._handed += len(data)
             if waiting.reset is not None:
                 self._connection.reset_stream(stream_id, waiting.reset)
 
