@@ -14,6 +14,7 @@ import pytest
 
 from lattica.identity.tickets import PREFIX
 from tests.cli.daemons import Daemon, Daemons, lattica, running
+from tests.processes import still_running
 
 SETTLE = 10.0  # seconds
 
@@ -86,8 +87,7 @@ def test_nothing_is_left_behind_by_a_killed_peer(daemons: Daemons) -> None:
     alpha = daemons.start("alpha", "up")
     children = psutil.Process(alpha.process.pid).children(recursive=True)
     os.kill(alpha.process.pid, signal.SIGKILL)
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert not alive
+    assert not still_running(children)
 
 
 # --------------------------------------------------------------------- what goes wrong

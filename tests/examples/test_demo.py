@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from examples.demo.story import Story
+from tests.processes import still_running
 
 COMMAND = [sys.executable, "-u", "-m", "examples.demo"]
 
@@ -34,8 +35,7 @@ def test_ctrl_c_leaves_no_process_behind() -> None:
             demo.kill()
     assert demo.returncode == 130
     assert "no process is left behind" in rest
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert not alive
+    assert not still_running(children)
 
 
 def test_a_model_that_is_not_there_is_told_and_fails(tmp_path: Path) -> None:

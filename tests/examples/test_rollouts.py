@@ -21,6 +21,7 @@ from examples.rollouts.plot import draw
 from examples.rollouts.training import Run
 from examples.rollouts.worker import Batch
 from lattica.errors import ActorUnavailableError
+from tests.processes import still_running
 
 COMMAND = [sys.executable, "-u", "-m", "examples.rollouts"]
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -84,8 +85,7 @@ def test_a_short_run_reaches_its_end_although_a_worker_is_killed(tmp_path: Path)
     assert "\u2714 a killed worker came back" in said
     assert png_size(out) == (768, 480)
     assert len(children) >= 5, "three peers, two workers left"
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert not alive
+    assert not still_running(children)
 
 
 def test_ctrl_c_leaves_no_process_behind() -> None:
@@ -103,8 +103,7 @@ def test_ctrl_c_leaves_no_process_behind() -> None:
             run.kill()
     assert run.returncode == 130
     assert "no process is left behind" in rest
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert not alive
+    assert not still_running(children)
 
 
 @pytest.mark.parametrize("words", [["--steps", "0"], ["--steps", "x"], ["--seeds"]])
