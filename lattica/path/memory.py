@@ -1,45 +1,48 @@
 """A packet network within one process: the in-memory twin of UDP.
 
-Latency, jitter, loss, duplication, reordering and partitions come from one seeded
-generator, so a run can be repeated.
+What happens to a datagram is decided by `lattica.path.emulator`, from one seed, so a run
+can be repeated. The event loop's clock drives it: real, or virtual (`lattica.virtual_loop`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import Sequence
 
-import msgspec
-
 from lattica.errors import AddressError, PortInUseError
 from lattica.path import addresses as text
+from lattica.path.emulator import Conditions, Direction, Pipe
 from lattica.path.interface import QUIC_FIXED_BIT, Receiver, VirtualAddress
 from lattica.path.routes import Routes
 
-
-class Conditions(msgspec.Struct, frozen=True, kw_only=True):
-    """What the network does to packets. Times in seconds, the rest are probabilities."""
-
-    latency: float = 0.0  # one way
-    jitter: float = 0.0  # up to so much is added; order is kept
-    loss: float = 0.0
-    duplicate: float = 0.0
-    reorder: float = 0.0  # delayed behind packets sent up to `reorder_delay` later
-    reorder_delay: float = 0.005
+__all__ = ["Conditions", "MemoryPath", "PacketNetwork"]
 
 
 class PacketNetwork:
-    """Joins the `MemoryPath`s of one process."""
+    """Joins the `MemoryPath`s of one process. Addresses are `host:port` texts.
+
+    `conditions` hold for every direction that `shape` gives none of its own, each with a
+    line and a queue to itself. `uplink` and `downlink` add lines that all of a member's
+    traffic shares.
+    """
 
     def __init__(self, conditions: Conditions | None = None, *, seed: int = 0) -> None:
         self.conditions = conditions or Conditions()
-        self._random = random.Random(seed)
+        self._seed = seed
+        self._counters: Counter[str] = Counter()
         self._members: dict[str, MemoryPath] = {}
         self._cut: set[frozenset[str]] = set()
         self._silent: set[str] = set()
-        self._last_arrival: dict[tuple[str, str], float] = {}
+        self._shaped: dict[tuple[str, str], Conditions] = {}
+        self._directions: dict[tuple[str, str], Direction] = {}
+        self._uplinks: dict[str, Pipe] = {}
+        self._downlinks: dict[str, Pipe] = {}
+
+    @property
+    def counters(self) -> Counter[str]:
+        """What became of all datagrams together."""
+        return sum((each.counters for each in self._directions.values()), self._counters)
 
     def path(self, host: str, port: int = 1) -> MemoryPath:
         """A new member's path.
@@ -53,51 +56,100 @@ class PacketNetwork:
         member = self._members[address] = MemoryPath(self, address)
         return member
 
+    def shape(self, source: str, target: str, conditions: Conditions) -> None:
+        """Give one direction conditions of its own, from now on."""
+        self._shaped[source, target] = conditions
+
+    def uplink(self, address: str, rate: float, queue: int) -> Pipe:
+        """All that a member sends shares one line: bytes/s, and bytes that may wait."""
+        pipe = self._uplinks[address] = Pipe(rate, queue)
+        return pipe
+
+    def downlink(self, address: str, rate: float, queue: int) -> Pipe:
+        """All that is sent to a member shares one line, after the way there."""
+        pipe = self._downlinks[address] = Pipe(rate, queue)
+        return pipe
+
+    def direction(self, source: str, target: str) -> Direction:
+        """The way from one address to another, with its counters and its backlog."""
+        key = (source, target)
+        direction = self._directions.get(key)
+        if direction is None:
+            seed = f"{self._seed} {source} {target}"
+            direction = self._directions[key] = Direction(self.conditions, seed)
+        direction.conditions = self._shaped.get(key, self.conditions)
+        return direction
+
     def partition(self, one: str, other: str) -> None:
-        """Drop everything between two addresses."""
+        """Drop everything between two addresses, also what is on its way."""
         self._cut.add(frozenset((one, other)))
 
     def heal(self, one: str, other: str) -> None:
         """Undo `partition`."""
         self._cut.discard(frozenset((one, other)))
 
+    def blackout(self, one: str, other: str, seconds: float) -> None:
+        """`partition` now and `heal` after so long."""
+        self.partition(one, other)
+        asyncio.get_running_loop().call_later(seconds, self.heal, one, other)
+
     def silence(self, address: str) -> None:
         """Drop everything to and from an address, as if its cable were pulled."""
         self._silent.add(address)
+
+    def unsilence(self, address: str) -> None:
+        """Undo `silence`."""
+        self._silent.discard(address)
 
     def leave(self, address: str) -> None:
         """Forget a member."""
         self._members.pop(address, None)
 
     def carry(self, datagram: bytes, source: str, target: str) -> None:
-        """Deliver, delay, repeat or lose one datagram."""
-        now, chance = self.conditions, self._random.random
-        if (
-            frozenset((source, target)) in self._cut
-            or source in self._silent
-            or target in self._silent
-            or (now.loss and chance() < now.loss)
-        ):
+        """Deliver, delay, repeat, spoil or lose one datagram."""
+        if self._is_cut(source, target):
+            self._counters["cut"] += 1
             return
-        for _ in range(2 if now.duplicate and chance() < now.duplicate else 1):
-            self._schedule(datagram, source, target)
-
-    def _schedule(self, datagram: bytes, source: str, target: str) -> None:
-        now, chance = self.conditions, self._random.random
         loop = asyncio.get_running_loop()
-        arrival = loop.time() + now.latency + (now.jitter * chance() if now.jitter else 0.0)
-        if now.reorder and chance() < now.reorder:
-            arrival += now.reorder_delay * chance()
+        now = loop.time()
+        uplink = self._uplinks.get(source)
+        if uplink is not None:
+            left = uplink.enter(len(datagram), now)
+            if left is None:
+                self._counters["overflowed"] += 1
+                return
+            now = left
+        step = self._come_down if target in self._downlinks else self._deliver
+        for arrival, contents in self.direction(source, target).carry(datagram, now):
+            loop.call_at(arrival, step, contents, source, target)
+
+    def _is_cut(self, source: str, target: str) -> bool:
+        if not self._cut and not self._silent:
+            return False
+        return (
+            source in self._silent
+            or target in self._silent
+            or frozenset((source, target)) in self._cut
+        )
+
+    def _come_down(self, datagram: bytes, source: str, target: str) -> None:
+        loop = asyncio.get_running_loop()
+        arrival = self._downlinks[target].enter(len(datagram), loop.time())
+        if arrival is None:
+            self._counters["overflowed"] += 1
         else:
-            # Never equal: the loop's timer heap does not keep the order of equal times.
-            arrival = max(arrival, self._last_arrival.get((source, target), 0.0) + 1e-7)
-            self._last_arrival[source, target] = arrival
-        loop.call_at(arrival, self._deliver, datagram, source, target)
+            loop.call_at(arrival, self._deliver, datagram, source, target)
 
     def _deliver(self, datagram: bytes, source: str, target: str) -> None:
+        if self._is_cut(source, target):
+            self._counters["cut"] += 1
+            return
         member = self._members.get(target)
-        if member is not None and target not in self._silent:
-            member.arrived(datagram, source)
+        if member is None:
+            self._counters["nobody"] += 1
+            return
+        self._counters["delivered"] += 1
+        member.arrived(datagram, source)
 
 
 class MemoryPath:
