@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -21,24 +22,24 @@ from lattica.errors import (
 from lattica.rpc import messages as m
 from lattica.rpc.bodies import BodyReceiver, BodySender
 from lattica.rpc.channel import Channel, lost_call
-from lattica.rpc.codec import ENCODE_ERRORS, Encoder, Packed
+from lattica.rpc.codec import DECODE_ERRORS, ENCODE_ERRORS
 from lattica.rpc.context import trace_id
 from lattica.rpc.failures import to_error
 from lattica.rpc.interface import Sink
 from lattica.rpc.items import Arrived, ItemReader
 from lattica.rpc.methods import MethodSpec
-from lattica.rpc.timer import Timer
+from lattica.rpc.sweep import Sweep
 
 
 class Pending:
     """One call in flight."""
 
-    __slots__ = ("body", "call", "future", "items", "result", "sender", "slot")
+    __slots__ = ("body", "call", "deadline", "future", "items", "result", "sender")
 
-    def __init__(self, call: int, future: asyncio.Future[Any]) -> None:
+    def __init__(self, call: int, future: asyncio.Future[Any], deadline: float) -> None:
         self.call = call
         self.future = future
-        self.slot = -1
+        self.deadline = deadline
         self.sender: BodySender | None = None
         self.body: BodyReceiver | None = None
         self.result: m.Result | None = None
@@ -54,19 +55,15 @@ class Pending:
             # would leave an exception that nobody retrieves.
             self.future.set_result(outcome)
 
-    def expire(self) -> None:
-        """The deadline has passed."""
-        self.settle(DeadlineError("the deadline passed before the call had an outcome"))
-
 
 class Calls:
     """Sends calls over a channel and settles them."""
 
-    def __init__(self, channel: Channel, timer: Timer, encoder: Encoder) -> None:
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._timer = timer
-        self._encoder = encoder
+        self._encoder = channel.encoder
         self._loop = asyncio.get_running_loop()
+        self._sweep = Sweep(self._expire)
         self._next = 0
         self._written = 0  # calls below this id went to the link
         self._pending: dict[int, Pending] = {}
@@ -80,31 +77,33 @@ class Calls:
         Raises:
             RpcError: see `lattica.errors`.
         """
-        packed = _pack(self._encoder, method, arguments)
         if self._channel.is_full:
             await self._room(deadline)
-        pending = self._start(service, method, packed, deadline)
-        pending.slot = self._timer.add(pending, deadline)
-        settled = False
+        pending = self._start(service, method, arguments, deadline)
         try:
-            outcome = await pending.future
-            settled = type(outcome) is m.Result or type(outcome) is m.Failure
-        finally:
-            self._close(pending, settled)
+            outcome = await pending.future  # bounded: see `_expire`
+        except BaseException:
+            self._close(pending, settled=False)
+            raise
         if type(outcome) is m.Result:
+            if pending.body is None and pending.sender is None:
+                try:
+                    return method.result_decoder.unpack(outcome.value)
+                except DECODE_ERRORS as error:
+                    raise BadResultError(f"{method.name}(): {error}") from None
+            self._close(pending, settled=True)
             return self._decode(method, outcome, pending.body)
+        self._close(pending, settled=type(outcome) is m.Failure)
         raise self._error(outcome, method)
 
     async def start_stream(
         self, service: str, method: MethodSpec, arguments: Any, deadline: float
     ) -> OpenStream:
         """Start a call whose items are then read from the result."""
-        packed = _pack(self._encoder, method, arguments)
         if self._channel.is_full:
             await self._room(deadline)
-        pending = self._start(service, method, packed, deadline)
+        pending = self._start(service, method, arguments, deadline)
         pending.items = ItemReader(self._channel)
-        pending.slot = self._timer.add(pending, deadline)
         return OpenStream(self, method, pending)
 
     async def _room(self, deadline: float) -> None:
@@ -116,7 +115,7 @@ class Calls:
         except LinkLostError as error:
             raise lost_call(error, may_have_run=False) from None
 
-    def _start(self, service: str, method: MethodSpec, packed: Packed, deadline: float) -> Pending:
+    def _start(self, service: str, method: MethodSpec, arguments: Any, deadline: float) -> Pending:
         channel = self._channel
         if channel.error is not None:
             raise lost_call(channel.error, may_have_run=False)
@@ -124,31 +123,42 @@ class Calls:
         if left <= 0:
             raise DeadlineError("the deadline passed before the call was sent")
         call = self._next
-        self._next += 1
-        value, views, spilled = packed
-        channel.send(
-            m.Call(
-                call,
-                service,
-                method.name,
-                left,
-                value,
-                tuple(view.nbytes for view in views) if views else (),
-                spilled,
-                trace_id.get(),
-            )
-        )
-        pending = self._pending[call] = Pending(call, self._loop.create_future())
+        trace = trace_id.get()
+        message = m.Call(call, service, method.name, left, arguments, (), False, trace)
+        try:
+            views: Sequence[memoryview] = ()
+            if not channel.post(message):
+                value, views, spilled = packed = self._encoder.pack(arguments)
+                channel.send(
+                    m.Call(call, service, method.name, left, value, packed.sizes, spilled, trace)
+                )
+        except ENCODE_ERRORS as error:
+            raise BadArgumentsError(f"{method.name}(): {error}") from None
+        self._next = call + 1
+        pending = self._pending[call] = Pending(call, self._loop.create_future(), deadline)
         if views:
             pending.sender = BodySender(channel, m.Body(call, False), views)
             channel.start_body(pending.sender)
+        if deadline < self._sweep.armed:
+            self._sweep.arm(deadline)
         return pending
+
+    def _expire(self, now: float) -> float:
+        """Settle what is due; the next deadline."""
+        following = math.inf
+        for pending in tuple(self._pending.values()):
+            if pending.deadline > now:
+                following = min(following, pending.deadline)
+            else:
+                text = "the deadline passed before the call had an outcome"
+                pending.settle(DeadlineError(text))
+        return following
 
     def _decode(self, method: MethodSpec, result: m.Result, body: BodyReceiver | None) -> Any:
         try:
             views = body.views() if body is not None else ()
             return method.result_decoder.unpack(result.value, views, result.spilled)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        except DECODE_ERRORS as error:
             raise BadResultError(f"{method.name}(): {error}") from None
 
     def _error(self, outcome: m.Failure | LatticaError, method: MethodSpec) -> LatticaError:
@@ -164,7 +174,6 @@ class Calls:
 
     def _close(self, pending: Pending, settled: bool) -> None:
         self._pending.pop(pending.call, None)
-        self._timer.discard(pending.slot, pending)
         if pending.sender is not None:
             pending.sender.abandon()
         if not settled:
@@ -188,12 +197,18 @@ class Calls:
         if pending.items is not None or pending.result is not None:
             raise FrameError("a second outcome of one call")
         if not message.sizes:
-            pending.settle(message)
+            if pending.sender is None:
+                del self._pending[message.call]
+            if not (future := pending.future).done():
+                future.set_result(message)
             return
         if sum(message.sizes) > self._channel.config.max_body:
             pending.settle(BadResultError("the result is larger than max_body"))
             return
-        pending.result = message
+        # Its value refers to a whole frame, which must not stay as long as the body takes.
+        pending.result = message = m.Result(
+            message.call, message.value.copy(), message.sizes, message.spilled
+        )
         if pending.body is None:
             pending.body = BodyReceiver(self._channel)
 
@@ -231,6 +246,7 @@ class Calls:
 
     def lost(self, error: LinkError) -> None:
         """The link is gone: every call has its outcome now."""
+        self._sweep.close()
         for pending in tuple(self._pending.values()):
             # Without its whole body the handler was never started.
             sent = pending.call < self._written and (
@@ -281,10 +297,3 @@ class OpenStream:
         self._calls._close(self._pending, settled)
         assert self._pending.items is not None
         self._pending.items.abandon()
-
-
-def _pack(encoder: Encoder, method: MethodSpec, arguments: Any) -> Packed:
-    try:
-        return encoder.pack(arguments)
-    except ENCODE_ERRORS as error:
-        raise BadArgumentsError(f"{method.name}(): {error}") from None

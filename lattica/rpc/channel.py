@@ -14,7 +14,8 @@ from lattica.config import KIB, MIB, RpcConfig
 from lattica.errors import CallLostError, FrameError, LinkError, LinkLostError
 from lattica.link.interface import Link
 from lattica.rpc import messages as m
-from lattica.rpc.framing import PREFIX, FrameReader, frame
+from lattica.rpc.codec import Encoder
+from lattica.rpc.framing import Batch, FrameReader, frame
 from lattica.rpc.interface import Body, Events, Receiver, Sink, Source
 
 ACK_EVERY = 256 * KIB  # control bytes
@@ -23,8 +24,9 @@ CONTROL_LIMIT = 64 * MIB  # the same, where the other end makes us answer and ta
 HEADER_LIMIT = 64  # bytes
 SENDING = 16 * MIB  # bytes of bodies that may wait in the link's queue
 RECEIVING = 16  # bodies larger than a window that are given credit at a time
+BATCH = 32 * KIB  # bytes of control messages in one frame, about
 _encode = msgspec.msgpack.Encoder().encode
-_decode_control = msgspec.msgpack.Decoder(m.Control).decode
+_decode_control = msgspec.msgpack.Decoder(list[m.Control]).decode
 _decode_header = msgspec.msgpack.Decoder(m.Header).decode
 
 
@@ -43,7 +45,10 @@ class Channel:
         self._control = link.open_stream(unidirectional=False) if link.is_dialer else -1
         self._reader = FrameReader(config.max_frame)
         self._greeted = False
-        self._out = bytearray()
+        self.encoder = Encoder(
+            inline_limit=config.inline_limit, message_limit=config.max_frame // 2
+        )
+        self._batch = Batch(min(BATCH, config.max_frame // 4))
         self._scheduled = False
         self._sent = self._acked = self._received = self._acked_by_us = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -63,24 +68,34 @@ class Channel:
 
     def send(self, message: m.Control) -> None:
         """Queue a control message; all of one turn of the loop leave in one write."""
-        if self.error is not None:
-            return
-        data = _encode(message)
-        self._out += len(data).to_bytes(PREFIX, "big")
-        self._out += data
+        if self.error is None and not self.post(message):
+            raise ValueError("a control message with values that `Encoder.pack` has not seen")
+
+    def post(self, message: m.Control) -> bool:
+        """`send` a message whose value is not packed yet; False if it must be.
+
+        Raises:
+            ENCODE_ERRORS: the value has no wire form.
+        """
+        batch = self._batch
+        if not self.encoder.append(message, batch.buffer):
+            return False
+        batch.added()
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._flush)
+        return True
 
     @property
     def _unacknowledged(self) -> int:
-        return self._sent + len(self._out) - self._acked
+        return self._sent + len(self._batch) - self._acked
 
     @property
     def is_full(self) -> bool:
         """Whether the control plane is behind: call `room` before sending more."""
         return bool(
-            self._sent + len(self._out) - self._acked > CONTROL_WINDOW
+            self._sent - self._acked > CONTROL_WINDOW
+            or len(self._batch) > CONTROL_WINDOW
             or self._waiting
             or self._resuming
         )
@@ -117,12 +132,12 @@ class Channel:
 
     def _flush(self) -> None:
         self._scheduled = False
-        if self.error is not None or self._control < 0 or not self._out:
+        if self.error is not None or self._control < 0 or not len(self._batch):
             return
         if self._unacknowledged > CONTROL_LIMIT:
             self._broken(FrameError("the other end takes nothing in"))
             return
-        out, self._out = self._out, bytearray()
+        out = self._batch.take()
         self._sent += len(out)
         self.write(self._control, out)
         if self.error is None:
@@ -249,31 +264,42 @@ class Channel:
         self._received += len(data)
         for payload in self._reader.feed(data):
             try:
-                message = _decode_control(payload)
+                messages = _decode_control(payload)
             except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-                raise FrameError(f"not a control message: {error}") from None
-            kind = type(message)
-            if not self._greeted and kind is not m.Hello:
+                raise FrameError(f"not control messages: {error}") from None
+            if not self._greeted and (not messages or type(messages[0]) is not m.Hello):
                 raise FrameError("the first frame must be a hello")
-            if kind is m.Call or kind is m.Result or kind is m.Failure or kind is m.Cancel:
-                self._events.message(message)
-            elif kind is m.Credit:
-                if (source := self._sources.get(message.stream)) is not None:
-                    source.grant(message.limit)
-            elif kind is m.Taken:
-                self.close_source(message.stream)
-            elif kind is m.Ack:
-                if not self._acked <= message.received <= self._sent:
-                    raise FrameError("an acknowledgement of what was not sent")
-                self._acked = message.received
-                self._wake()
-            elif kind is m.Hello:
-                self._hello(message)
+            on_result, on_call = self._events.result, self._events.call
+            for message in messages:
+                if isinstance(message, m.Result):
+                    on_result(message)
+                elif isinstance(message, m.Call):
+                    on_call(message)
+                else:
+                    self._control_message(message)
         if self._received - self._acked_by_us >= ACK_EVERY:
             self._acked_by_us = self._received
             self.send(m.Ack(self._received))
         if end:
             raise FrameError("the control stream ended")
+
+    def _control_message(self, message: m.Control) -> None:
+        if isinstance(message, m.Failure):
+            self._events.failure(message)
+        elif isinstance(message, m.Cancel):
+            self._events.cancel(message)
+        elif isinstance(message, m.Credit):
+            if (source := self._sources.get(message.stream)) is not None:
+                source.grant(message.limit)
+        elif isinstance(message, m.Taken):
+            self.close_source(message.stream)
+        elif isinstance(message, m.Ack):
+            if not self._acked <= message.received <= self._sent:
+                raise FrameError("an acknowledgement of what was not sent")
+            self._acked = message.received
+            self._wake()
+        elif isinstance(message, m.Hello):
+            self._hello(message)
 
     def _hello(self, hello: m.Hello) -> None:
         if self._greeted:

@@ -23,6 +23,7 @@ ENCODE_ERRORS = (
     TypeError,
     ValueError,
 )
+DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 class Packed(NamedTuple):
@@ -47,7 +48,31 @@ class Encoder:
         self._message_limit = message_limit
         self._side: list[memoryview] = []
         self._room = 0
-        self._encode = msgspec.msgpack.Encoder(enc_hook=self._hook).encode
+        encoder = msgspec.msgpack.Encoder(enc_hook=self._hook)
+        self._encode = encoder.encode
+        self._encode_into = encoder.encode_into
+
+    def append(self, message: Any, out: bytearray) -> bool:
+        """Append a message with all that is in it, in one pass.
+
+        False, and `out` as it was, if its size or a large buffer ask for `pack`.
+
+        Raises:
+            ENCODE_ERRORS: it has no wire form; `out` is as it was.
+        """
+        before = len(out)
+        if self._side:
+            self._side = []
+        self._room = self._message_limit // 2
+        try:
+            self._encode_into(message, out, -1)
+        except BaseException:
+            del out[before:]
+            raise
+        if self._side or len(out) - before > self._message_limit:
+            del out[before:]
+            return False
+        return True
 
     def pack(self, value: Any) -> Packed:
         """Encode `value`.

@@ -54,8 +54,20 @@ class Receiver(Protocol):
 class Events(Protocol):
     """What the channel tells the layer above."""
 
-    def message(self, message: m.CallMessage) -> None:
-        """A control message."""
+    def call(self, message: m.Call) -> None:
+        """The peer calls."""
+        ...
+
+    def result(self, message: m.Result) -> None:
+        """A call of ours has returned."""
+        ...
+
+    def failure(self, message: m.Failure) -> None:
+        """A call of ours has failed."""
+        ...
+
+    def cancel(self, message: m.Cancel) -> None:
+        """The peer wants an outcome no more."""
         ...
 
     def claim(self, header: m.Header, stream: int) -> Sink | None:

@@ -1,6 +1,7 @@
 """Every message of the RPC protocol.
 
-The control stream carries length-prefixed MessagePack frames, many calls a packet. Data
+The control stream carries length-prefixed MessagePack frames, each an array of messages:
+those of one turn of the sender's loop share a frame, many calls a packet. Data
 streams are unidirectional, start with one header frame, and carry raw bytes or items.
 Call ids are chosen by the caller and grow by one with each call on a link.
 """
@@ -101,7 +102,6 @@ class Ack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     received: Size
 
 
-CallMessage = Call | Result | Failure | Cancel
 Control = Hello | Call | Result | Failure | Cancel | Credit | Ack | Taken
 
 

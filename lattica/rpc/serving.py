@@ -20,7 +20,7 @@ from lattica.errors import (
 from lattica.rpc import messages as m
 from lattica.rpc.bodies import BodyReceiver, BodySender
 from lattica.rpc.channel import Channel
-from lattica.rpc.codec import ENCODE_ERRORS, Encoder, Packed
+from lattica.rpc.codec import ENCODE_ERRORS, NIL, Encoder, Packed
 from lattica.rpc.context import CallContext, current_call, trace_id
 from lattica.rpc.failures import to_failure
 from lattica.rpc.interface import Sink
@@ -52,7 +52,12 @@ class Served:
     )
 
     def __init__(
-        self, owner: Serving, message: m.Call, handler: Handler, context: CallContext
+        self,
+        owner: Serving,
+        message: m.Call,
+        handler: Handler,
+        context: CallContext,
+        nbytes: int,
     ) -> None:
         self.owner = owner
         self.message = message
@@ -63,7 +68,7 @@ class Served:
         self.started = False
         self.is_cancelled = False
         self.slot = -1
-        self.nbytes = size_of(message)
+        self.nbytes = nbytes
 
     def expire(self) -> None:
         """The deadline has passed: the caller knows by its own clock."""
@@ -123,7 +128,11 @@ class Serving:
         timeout = message.timeout if message.timeout > 0 else 0.0  # NaN as well
         remote, deadline = self._channel.link.remote, self._timer.now() + timeout
         context = CallContext(remote.peer, remote.scopes, remote.name, deadline, message.trace)
-        served = self._calls[message.call] = Served(self, message, handler, context)
+        # Its arguments refer to a whole frame, which must not stay as long as the call.
+        args = message.args.copy() if message.sizes else NIL
+        nbytes = size_of(message)
+        message = m.Call(message.call, "", "", 0.0, args, message.sizes, message.spilled)
+        served = self._calls[message.call] = Served(self, message, handler, context, nbytes)
         self._held += served.nbytes
         served.slot = self._timer.add(served, deadline)
         if message.sizes:

@@ -12,7 +12,6 @@ from lattica.link.interface import Link
 from lattica.rpc import messages as m
 from lattica.rpc.calls import Calls
 from lattica.rpc.channel import Channel
-from lattica.rpc.codec import Encoder
 from lattica.rpc.interface import Sink
 from lattica.rpc.registry import Registry
 from lattica.rpc.serving import Serving
@@ -37,21 +36,25 @@ class Session:
         self.link = link
         self._registry = registry
         self._forget = forget
-        encoder = Encoder(inline_limit=config.inline_limit, message_limit=config.max_frame // 2)
         self.channel = Channel(link, config, self)
-        self.calls = Calls(self.channel, timer, encoder)
-        self.serving = Serving(self.channel, registry, timer, encoder, tasks)
+        self.calls = Calls(self.channel)
+        self.serving = Serving(self.channel, registry, timer, self.channel.encoder, tasks)
 
-    def message(self, message: m.CallMessage) -> None:
+    def call(self, message: m.Call) -> None:
         """See `Events`."""
-        if isinstance(message, m.Call):
-            self.serving.call(message)
-        elif isinstance(message, m.Result):
-            self.calls.result(message)
-        elif isinstance(message, m.Failure):
-            self.calls.failure(message)
-        else:
-            self.serving.cancel(message.call)
+        self.serving.call(message)
+
+    def result(self, message: m.Result) -> None:
+        """See `Events`."""
+        self.calls.result(message)
+
+    def failure(self, message: m.Failure) -> None:
+        """See `Events`."""
+        self.calls.failure(message)
+
+    def cancel(self, message: m.Cancel) -> None:
+        """See `Events`."""
+        self.serving.cancel(message.call)
 
     def claim(self, header: m.Header, stream: int) -> Sink | None:
         """See `Events`."""

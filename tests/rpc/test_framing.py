@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lattica.errors import FrameError
-from lattica.rpc.framing import FrameReader, frame
+from lattica.rpc.framing import Batch, FrameReader, frame
 
 payloads = st.lists(st.binary(min_size=1, max_size=64), max_size=20)
 
@@ -62,3 +63,20 @@ def test_a_bad_length_is_refused_before_its_bytes_come(size: int) -> None:
         FrameReader(64).feed(size.to_bytes(4, "big"))
     with pytest.raises(FrameError, match="1 to 64"):
         FrameReader(64).feed_one(size.to_bytes(4, "big"))
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=200), st.integers(10, 300))
+def test_a_batch_becomes_frames_that_decode_to_its_messages(
+    numbers: list[int], target: int
+) -> None:
+    batch, encoder = Batch(target), msgspec.msgpack.Encoder()
+    for number in numbers:
+        encoder.encode_into([number], batch.buffer, -1)
+        batch.added()
+    size = len(batch)
+    data = bytes(batch.take())
+    frames = FrameReader(target + 32).feed(data)
+    assert [n for each in frames for (n,) in msgspec.msgpack.decode(each)] == numbers
+    assert 0 <= len(data) - size <= 9
+    assert len(batch) == 0
+    assert batch.take() == b""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -40,7 +42,7 @@ class Puppet:
     def stream_data(self, stream_id: int, data: bytes, end: bool) -> None:
         if stream_id == self.control:
             for payload in self.reader.feed(data):
-                self.heard.append(msgspec.msgpack.decode(payload, type=m.Control))
+                self.heard += msgspec.msgpack.decode(payload, type=list[m.Control])
         else:
             self.data[stream_id] = self.data.get(stream_id, b"") + data
 
@@ -53,8 +55,7 @@ class Puppet:
         self.error = error
 
     def say(self, *messages: Any) -> None:
-        data = b"".join(frame(msgspec.msgpack.encode(message)) for message in messages)
-        self.link.write(self.control, data)
+        self.link.write(self.control, frame(msgspec.msgpack.encode(messages)))
 
     def greet(self) -> None:
         self.say(m.Hello(m.VERSION, MIB, 100))
@@ -107,17 +108,18 @@ def call(n: int, method: str = "add", args: Any = (1, 1), **kwargs: Any) -> m.Ca
 
 
 BAD_CONTROL: dict[str, list[bytes]] = {
-    "no hello": [frame(msgspec.msgpack.encode(call(0)))],
+    "no hello": [frame(msgspec.msgpack.encode([call(0)]))],
+    "nothing at all": [frame(b"\x90")],
     "a huge length": [b"\xff\xff\xff\xff"],
     "an empty frame": [b"\0\0\0\0"],
     "not msgpack": [frame(b"\xc1\xc1\xc1")],
-    "not a message": [frame(msgspec.msgpack.encode({"a": 1}))],
-    "an unknown tag": [frame(msgspec.msgpack.encode([99, 1]))],
-    "deep nesting": [frame(b"\x99\x01\x00\xa1a\xa1b\x01" + b"\x91" * 100_000 + b"\xc0")],
+    "not a message": [frame(msgspec.msgpack.encode([{"a": 1}]))],
+    "an unknown tag": [frame(msgspec.msgpack.encode([[99, 1]]))],
+    "deep nesting": [frame(b"\x91\x99\x01\x00\xa1a\xa1b\x01" + b"\x91" * 100_000 + b"\xc0")],
     "a claimed huge array": [frame(b"\xdd\xff\xff\xff\xff")],
-    "a claimed huge string": [frame(b"\x93\x03\x00\xdb\xff\xff\xff\xff")],
-    "a foreign version": [frame(msgspec.msgpack.encode(m.Hello(99, 1, 1)))],
-    "two hellos": [frame(msgspec.msgpack.encode(m.Hello(m.VERSION, 1, 1)))] * 2,
+    "a claimed huge string": [frame(b"\x91\x93\x03\x00\xdb\xff\xff\xff\xff")],
+    "a foreign version": [frame(msgspec.msgpack.encode([m.Hello(99, 1, 1)]))],
+    "two hellos": [frame(msgspec.msgpack.encode([m.Hello(m.VERSION, 1, 1)]))] * 2,
 }
 
 
@@ -461,3 +463,19 @@ async def test_a_body_for_a_result_without_one_is_let_go(stage: Stage) -> None:
     assert await task == 2
     await until(lambda: stream in puppet.stopped)
     assert next(iter(stage.b._sessions.values())).channel._early == 0
+
+
+async def test_a_call_that_goes_on_does_not_hold_the_frame_it_came_in(stage: Stage) -> None:
+    stage.puppet.greet()
+    junk = "x" * 200_000
+    await until(lambda: bool(stage.b._sessions))
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for n in range(50):
+            stage.puppet.say(call(2 * n, "hang", ()), call(2 * n + 1, "nothing", (junk,)))
+            await until(lambda n=n: len(stage.puppet.outcomes()) == n + 1)  # type: ignore[misc]
+        await until(lambda: stage.bench.running == 50)
+        assert tracemalloc.get_traced_memory()[0] < 3_000_000
+    finally:
+        tracemalloc.stop()
