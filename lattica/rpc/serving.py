@@ -3,85 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from typing import Any
 
 import msgspec
 
 from lattica.config import MIB
-from lattica.errors import (
-    BadArgumentsError,
-    BadResultError,
-    BusyError,
-    CallCancelledError,
-    FrameError,
-    LatticaError,
-)
+from lattica.errors import BadArgumentsError, BusyError, FrameError, LatticaError
 from lattica.rpc import messages as m
-from lattica.rpc.bodies import BodyReceiver, BodySender
+from lattica.rpc.bodies import BodyReceiver
 from lattica.rpc.channel import Channel
-from lattica.rpc.codec import ENCODE_ERRORS, NIL, Encoder, Packed
-from lattica.rpc.context import CallContext, current_call, trace_id
+from lattica.rpc.codec import NIL, Encoder
+from lattica.rpc.context import CallContext
 from lattica.rpc.failures import to_failure
 from lattica.rpc.interface import Sink
-from lattica.rpc.items import ItemWriter, Stopped
 from lattica.rpc.methods import MethodSpec
 from lattica.rpc.registry import Handler, Registry
+from lattica.rpc.running import Running
+from lattica.rpc.served import Served, size_of
 from lattica.rpc.timer import Timer
 
 STRANGER_BODY = 16 * MIB  # what a peer without scopes may send beside a call,
 STRANGER_HELD = 64 * MIB  # beside all its calls in flight,
 STRANGER_CALLS = 1024  # and how many those may be
 RETRY_AFTER = 0.1  # seconds
-
-
-class Served:
-    """One call being served."""
-
-    __slots__ = (
-        "body",
-        "context",
-        "handler",
-        "is_cancelled",
-        "message",
-        "nbytes",
-        "owner",
-        "slot",
-        "started",
-        "task",
-    )
-
-    def __init__(
-        self,
-        owner: Serving,
-        message: m.Call,
-        handler: Handler,
-        context: CallContext,
-        nbytes: int,
-    ) -> None:
-        self.owner = owner
-        self.message = message
-        self.handler = handler
-        self.context = context
-        self.body: BodyReceiver | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.started = False
-        self.is_cancelled = False
-        self.slot = -1
-        self.nbytes = nbytes
-
-    def expire(self) -> None:
-        """The deadline has passed: the caller knows by its own clock."""
-        self.owner.cancel(self.message.call)
-
-    def body_done(self, problem: str) -> None:
-        """All buffers have arrived, or will not."""
-        self.owner.body_done(self, problem)
-
-
-def size_of(message: m.Call) -> int:
-    """Bytes of a call's arguments."""
-    return len(memoryview(message.args)) + sum(message.sizes)
 
 
 class Serving:
@@ -98,8 +42,8 @@ class Serving:
         self._channel = channel
         self._registry = registry
         self._timer = timer
-        self._encoder = encoder
         self._tasks = tasks
+        self._running = Running(channel, encoder, self._end)
         self._calls: dict[int, Served] = {}
         self._held = 0  # bytes of arguments of these calls
         self._last = -1  # the newest call's id
@@ -236,7 +180,8 @@ class Serving:
     def _run(self, served: Served, arguments: Any) -> None:
         served.handler.calls += 1
         served.handler.running += 1
-        run = self._stream if served.handler.spec.is_stream else self._unary
+        running = self._running
+        run = running.stream if served.handler.spec.is_stream else running.unary
         served.task = self._tasks.create_task(run(served, arguments))
 
     def _end(self, served: Served) -> None:
@@ -248,85 +193,3 @@ class Serving:
             served.handler.running -= 1
         if served.body is not None:
             served.body.abandon()
-
-    async def _unary(self, served: Served, arguments: Any) -> None:
-        served.started = True
-        current_call.set(served.context)
-        trace_id.set(served.context.trace)
-        handler, channel, call = served.handler, self._channel, served.message.call
-        try:
-            value = await handler.spec.invoke(handler.function, arguments)
-            packed = self._pack(handler.spec, value)
-            if channel.is_full:
-                await channel.room()
-            channel.send(m.Result(call, packed.value, packed.sizes, packed.spilled))
-            if packed.views:
-                channel.start_body(BodySender(channel, m.Body(call, True), packed.views))
-        except BaseException as error:  # noqa: BLE001 - whatever user code raises is the outcome
-            self._failed(served, error)
-        finally:
-            self._end(served)
-
-    async def _stream(self, served: Served, arguments: Any) -> None:
-        served.started = True
-        current_call.set(served.context)
-        trace_id.set(served.context.trace)
-        spec = served.handler.spec
-        writer: ItemWriter | None = None
-        try:
-            source = spec.invoke(served.handler.function, arguments)
-            writer = ItemWriter(self._channel, served.message.call)
-            await self._produce(spec, source, writer)
-            await writer.finish(m.End())
-        except Stopped:
-            pass  # nobody is left to be told
-        except BaseException as error:  # noqa: BLE001 - whatever user code raises is the outcome
-            await self._broken(served, writer, error)
-        finally:
-            if writer is not None:
-                writer.abandon()
-            self._end(served)
-
-    async def _produce(self, spec: MethodSpec, source: Any, writer: ItemWriter) -> None:
-        if inspect.isawaitable(source):
-            source = await source
-        try:
-            async for value in source:
-                await writer.send(self._pack(spec, value))
-        finally:
-            # Ended in the middle, the generator cleans up now, not when it is collected.
-            if hasattr(source, "aclose"):
-                await source.aclose()
-
-    async def _broken(
-        self, served: Served, writer: ItemWriter | None, error: BaseException
-    ) -> None:
-        if writer is None or served.is_cancelled:
-            self._failed(served, error)
-            return
-        failure = self._failure(served, error)
-        try:
-            await writer.finish(m.Broken(failure))
-        except (Stopped, asyncio.CancelledError):
-            pass  # the caller has gone meanwhile
-
-    def _pack(self, spec: MethodSpec, value: Any) -> Packed:
-        value = spec.check_result(value)
-        try:
-            return self._encoder.pack(value)
-        except ENCODE_ERRORS as error:
-            raise BadResultError(f"{spec.name}(): {error}") from None
-
-    def _failed(self, served: Served, error: BaseException) -> None:
-        if not served.is_cancelled:
-            self._channel.send(self._failure(served, error))
-        if isinstance(error, KeyboardInterrupt):
-            raise error
-
-    def _failure(self, served: Served, error: BaseException) -> m.Failure:
-        if isinstance(error, asyncio.CancelledError):
-            error = CallCancelledError("the handler was cancelled")
-        served.handler.errors += 1
-        # A traceback tells of paths and code: for members only.
-        members = bool(self._channel.link.remote.scopes)
-        return to_failure(served.message.call, error, with_traceback=members)

@@ -1,0 +1,111 @@
+"""Handlers at work: from decoded arguments to the outcome that is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from lattica.errors import BadResultError, CallCancelledError
+from lattica.rpc import messages as m
+from lattica.rpc.bodies import BodySender
+from lattica.rpc.channel import Channel
+from lattica.rpc.codec import ENCODE_ERRORS, Encoder, Packed
+from lattica.rpc.context import current_call, trace_id
+from lattica.rpc.failures import to_failure
+from lattica.rpc.items import ItemWriter, Stopped
+from lattica.rpc.methods import MethodSpec
+from lattica.rpc.served import Served
+
+
+class Running:
+    """Runs the handlers of one link's calls, and sends what they return."""
+
+    def __init__(self, channel: Channel, encoder: Encoder, ended: Callable[[Served], None]) -> None:
+        """`ended` is called once for each call, when its handler is over."""
+        self._channel = channel
+        self._encoder = encoder
+        self._ended = ended
+
+    async def unary(self, served: Served, arguments: Any) -> None:
+        served.started = True
+        current_call.set(served.context)
+        trace_id.set(served.context.trace)
+        handler, channel, call = served.handler, self._channel, served.message.call
+        try:
+            value = await handler.spec.invoke(handler.function, arguments)
+            packed = self._pack(handler.spec, value)
+            if channel.is_full:
+                await channel.room()
+            channel.send(m.Result(call, packed.value, packed.sizes, packed.spilled))
+            if packed.views:
+                channel.start_body(BodySender(channel, m.Body(call, True), packed.views))
+        except BaseException as error:  # noqa: BLE001 - whatever user code raises is the outcome
+            self._failed(served, error)
+        finally:
+            self._ended(served)
+
+    async def stream(self, served: Served, arguments: Any) -> None:
+        served.started = True
+        current_call.set(served.context)
+        trace_id.set(served.context.trace)
+        spec = served.handler.spec
+        writer: ItemWriter | None = None
+        try:
+            source = spec.invoke(served.handler.function, arguments)
+            writer = ItemWriter(self._channel, served.message.call)
+            await self._produce(spec, source, writer)
+            await writer.finish(m.End())
+        except Stopped:
+            pass  # nobody is left to be told
+        except BaseException as error:  # noqa: BLE001 - whatever user code raises is the outcome
+            await self._broken(served, writer, error)
+        finally:
+            if writer is not None:
+                writer.abandon()
+            self._ended(served)
+
+    async def _produce(self, spec: MethodSpec, source: Any, writer: ItemWriter) -> None:
+        if inspect.isawaitable(source):
+            source = await source
+        try:
+            async for value in source:
+                await writer.send(self._pack(spec, value))
+        finally:
+            # Ended in the middle, the generator cleans up now, not when it is collected.
+            if hasattr(source, "aclose"):
+                await source.aclose()
+
+    async def _broken(
+        self, served: Served, writer: ItemWriter | None, error: BaseException
+    ) -> None:
+        if writer is None or served.is_cancelled:
+            self._failed(served, error)
+            return
+        failure = self._failure(served, error)
+        try:
+            await writer.finish(m.Broken(failure))
+        except (Stopped, asyncio.CancelledError):
+            pass  # the caller has gone meanwhile
+
+    def _pack(self, spec: MethodSpec, value: Any) -> Packed:
+        value = spec.check_result(value)
+        try:
+            return self._encoder.pack(value)
+        except ENCODE_ERRORS as error:
+            raise BadResultError(f"{spec.name}(): {error}") from None
+
+    def _failed(self, served: Served, error: BaseException) -> None:
+        if not served.is_cancelled:
+            self._channel.send(self._failure(served, error))
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+
+    def _failure(self, served: Served, error: BaseException) -> m.Failure:
+        if isinstance(error, asyncio.CancelledError):
+            error = CallCancelledError("the handler was cancelled")
+        served.handler.errors += 1
+        # A traceback tells of paths and code: for members only.
+        members = bool(self._channel.link.remote.scopes)
+        return to_failure(served.message.call, error, with_traceback=members)
