@@ -160,6 +160,7 @@ class Responder:
             refused=peer.rpc.counters["refused:permission"],
             uptime_s=round(time.monotonic() - self._started, 1),
             can_invite=peer.can_invite,
+            path=peer.endpoint.path.statistics(),
         )
 
     async def peers(self) -> list[PeerReport]:

@@ -9,6 +9,7 @@ from lattica.cli import control
 from lattica.cli.options import add_home, duration, home_of
 from lattica.cli.output import console, milliseconds, offers, print_json, table
 from lattica.cli.reports import InviteReport, PeerReport, StatusReport
+from lattica.path.interface import PathStats
 
 
 def register_status(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +53,7 @@ async def _status(args: argparse.Namespace) -> None:
         ["actors", str(report.actors)],
         ["documents", ", ".join(report.documents) or "none open"],
         ["refused calls", str(report.refused)],
+        ["packets", _packets(report.path)],
         ["home", report.home],
         ["up for", f"{report.uptime_s:.0f} s"],
     ]
@@ -102,3 +104,12 @@ def peer_table(reports: list[PeerReport]) -> object:
         ["peer", "id", "address", "rtt", "offers (free/all)", "labels", "actors"], rows
     )
     return result
+
+
+def _packets(path: PathStats) -> str:
+    """What tells of trouble on the way: small buffers, and what they have cost."""
+    lost = sum(path.dropped.values())
+    return (
+        f"{path.datagrams_in} in, {path.datagrams_out} out, {path.overruns} overran the buffer "
+        f"of {path.receive_buffer // 1024} KiB, {lost} dropped or refused"
+    )

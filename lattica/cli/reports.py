@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from lattica.path.interface import PathStats
+
 
 class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
     """One peer of the mesh, as this peer sees it."""
@@ -37,6 +39,7 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     refused: int  # calls refused for want of a grant
     uptime_s: float
     can_invite: bool
+    path: PathStats
 
 
 class InviteReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -189,6 +189,13 @@ class Endpoint:
             if link.virtual_address == address:
                 link.on_refused(now)
 
+    def path_too_big(self, address: VirtualAddress, size: int) -> None:
+        """See `lattica.path.interface.Receiver`."""
+        self.counters["too_big"] += 1
+        for link in tuple(self._all):
+            if link.virtual_address == address:
+                link.on_too_big(size)
+
     # ----------------------------------------------------------- from the links
 
     def link_dirty(self, link: QuicLink) -> None:

@@ -15,6 +15,7 @@ from lattica.config import LinkConfig
 from lattica.errors import LinkError, LinkLostError, LinkRefusedError
 from lattica.identity.grants import Membership
 from lattica.identity.keys import Identity, PeerId
+from lattica.link import header
 from lattica.link.engine import Engine
 from lattica.link.interface import Link, LinkHandler, RemotePeer
 from lattica.link.liveness import Liveness, Verdict
@@ -251,6 +252,12 @@ class QuicLink:
                 self.end(LinkLostError("nobody listens there"), CloseCode.LOST, "")
         elif self.phase is Phase.OPEN and self.liveness.on_hint(now) is Verdict.PING:
             self.probe()
+
+    def on_too_big(self, size: int) -> None:
+        """This machine does not send so large a datagram there: go on with the smallest."""
+        if self.phase is not Phase.CLOSED and size > header.MIN_INITIAL:
+            self._engine.set_datagram(header.MIN_INITIAL)
+            self._owner.link_dirty(self)
 
     def check(self, now: float) -> None:
         """Look at the clocks; called every few hundredths of a second to tenths."""

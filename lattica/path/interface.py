@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 # RFC 9443: QUIC packets have the fixed bit set. What has not is ours or garbage.
 QUIC_FIXED_BIT = 0x40
 
@@ -24,6 +26,24 @@ class VirtualAddress(NamedTuple):
     number: int
 
 
+class PathStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What a path has carried since it began. Sizes in bytes; buffers are 0 where unknown."""
+
+    datagrams_in: int
+    bytes_in: int
+    reads: int  # system calls that brought something
+    datagrams_out: int
+    bytes_out: int
+    writes: int  # system calls
+    queued: int  # waiting for a full send buffer now
+    receive_buffer: int  # as granted, not as asked for
+    send_buffer: int
+    overruns: int  # datagrams lost to a full receive buffer
+    coalesced: bool  # one read may bring many datagrams
+    segmented: bool  # one write may send many
+    dropped: dict[str, int]  # and why
+
+
 class Receiver(Protocol):
     """What the layer above does with what arrives."""
 
@@ -33,6 +53,10 @@ class Receiver(Protocol):
 
     def path_refused(self, address: VirtualAddress) -> None:
         """The network says that nobody listens there. Unauthenticated: a hint only."""
+        ...
+
+    def path_too_big(self, address: VirtualAddress, size: int) -> None:
+        """This machine will not send datagrams of `size` bytes there."""
         ...
 
 
@@ -47,6 +71,10 @@ class Path(Protocol):
     @property
     def counters(self) -> Counter[str]:
         """What was dropped, and why."""
+        ...
+
+    def statistics(self) -> PathStats:
+        """Totals, and what the system granted."""
         ...
 
     def start(self, receiver: Receiver) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from lattica.errors import AddressError, PortInUseError
 from lattica.path import addresses as text
 from lattica.path.emulator import Conditions, Direction, Pipe
-from lattica.path.interface import QUIC_FIXED_BIT, Receiver, VirtualAddress
+from lattica.path.interface import QUIC_FIXED_BIT, PathStats, Receiver, VirtualAddress
 from lattica.path.routes import Routes
 
 __all__ = ["Conditions", "MemoryPath", "PacketNetwork"]
@@ -162,6 +162,8 @@ class MemoryPath:
         self._receiver: Receiver | None = None
         self._inbox: list[tuple[bytes, VirtualAddress]] = []
         self._counters: Counter[str] = Counter()
+        self._in = Counter[str]()
+        self._out = Counter[str]()
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -170,6 +172,23 @@ class MemoryPath:
     @property
     def counters(self) -> Counter[str]:
         return self._counters
+
+    def statistics(self) -> PathStats:
+        return PathStats(
+            datagrams_in=self._in["datagrams"],
+            bytes_in=self._in["bytes"],
+            reads=self._in["reads"],
+            datagrams_out=self._out["datagrams"],
+            bytes_out=self._out["bytes"],
+            writes=self._out["writes"],
+            queued=0,
+            receive_buffer=0,
+            send_buffer=0,
+            overruns=0,
+            coalesced=True,
+            segmented=True,
+            dropped=dict(self._counters),
+        )
 
     def start(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -189,6 +208,7 @@ class MemoryPath:
         if target is None or self._receiver is None:
             self._counters["sent_nowhere"] += len(datagrams)
             return
+        self._out.update(writes=1, datagrams=len(datagrams), bytes=sum(map(len, datagrams)))
         for datagram in datagrams:
             self._network.carry(datagram, self._address, target)
 
@@ -209,6 +229,7 @@ class MemoryPath:
 
     def arrived(self, datagram: bytes, source: str) -> None:
         """Collect what arrives in one turn of the loop, as a socket's buffer would."""
+        self._in.update(datagrams=1, bytes=len(datagram))
         if not datagram or not datagram[0] & QUIC_FIXED_BIT:
             self._counters["garbage"] += 1
             return
@@ -218,5 +239,6 @@ class MemoryPath:
 
     def _wake(self) -> None:
         packets, self._inbox = self._inbox, []
+        self._in["reads"] += 1
         if self._receiver is not None:
             self._receiver.packets_received(packets)

@@ -11,27 +11,32 @@ import errno
 import socket
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import Any
 
 import psutil
 
 from lattica.errors import AddressError, PathError, PortInUseError
 from lattica.path import addresses as text
-from lattica.path.interface import QUIC_FIXED_BIT, Receiver, VirtualAddress
+from lattica.path.interface import QUIC_FIXED_BIT, PathStats, Receiver, VirtualAddress
 from lattica.path.routes import Routes
+from lattica.path.udp_offload import BatchReader, BatchWriter, Physical
+from lattica.path.udp_options import (
+    MSG_ERRQUEUE,
+    ask_for_icmp,
+    can_segment,
+    coalesce_received,
+    error_number,
+    forbid_fragments,
+    overruns,
+    size_buffers,
+)
 
-MAX_DRAIN = 256  # datagrams per wake-up, so that timers and tasks get their turn
+MAX_DRAIN = 256  # datagrams per wake-up, about, so that timers and tasks get their turn
+MAX_DRAIN_BYTES = 2 * 1024 * 1024  # per wake-up, about
+DATAGRAM_COST = 512  # bytes counted besides the contents, so that empty ones are bounded too
+MAX_BURST = 1024 * 1024  # bytes sent in one turn of the loop
 MAX_QUEUE = 4 * 1024 * 1024  # bytes waiting for a full send buffer
 LOOPBACK_DATAGRAM = 16_384  # bytes; what QUIC's two-byte lengths can express
 LOOPBACK_WINDOW = 2 * 1024 * 1024  # bytes; more only makes small calls wait longer
-MAX_DATAGRAM = 65_535
-
-# Linux; the socket module does not name them everywhere.
-_IP_RECVERR = 11
-_IPV6_RECVERR = 25
-_MSG_ERRQUEUE = getattr(socket, "MSG_ERRQUEUE", 0)
-
-Physical = tuple[Any, ...]  # what the socket module calls an address
 
 
 class UdpPath:
@@ -44,13 +49,18 @@ class UdpPath:
         self._routes: Routes[Physical] = Routes("udp")
         self._receiver: Receiver | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._queue: deque[tuple[bytes, Physical]] = deque()
+        self._queue: deque[tuple[Sequence[bytes], Physical]] = deque()
         self._queued = 0
         self._closed = False
         self._counters: Counter[str] = Counter()
         self._bound: tuple[str, int] = sock.getsockname()[:2]
-        self.buffers = _size_buffers(sock, socket_buffer)
-        _ask_for_icmp(sock)
+        self.buffers = size_buffers(sock, socket_buffer)
+        # The other end's buffer is unknown; machines of one mesh are taken to be alike.
+        self._burst = min(MAX_BURST, self.buffers[0] // 2)
+        ask_for_icmp(sock)
+        forbid_fragments(sock)
+        self._reader = BatchReader(sock, coalesced=coalesce_received(sock))
+        self._writer = BatchWriter(sock, segmented=can_segment(sock), failed=self._send_failed)
 
     @classmethod
     def bind(cls, address: str = "0.0.0.0:0", *, socket_buffer: int = 4 * 1024 * 1024) -> UdpPath:
@@ -87,6 +97,24 @@ class UdpPath:
     @property
     def counters(self) -> Counter[str]:
         return self._counters
+
+    def statistics(self) -> PathStats:
+        reader, writer = self._reader, self._writer
+        return PathStats(
+            datagrams_in=reader.datagrams,
+            bytes_in=reader.bytes,
+            reads=reader.reads,
+            datagrams_out=writer.datagrams,
+            bytes_out=writer.bytes,
+            writes=writer.writes,
+            queued=self._queued,
+            receive_buffer=self.buffers[0],
+            send_buffer=self.buffers[1],
+            overruns=0 if self._closed else overruns(self._socket),
+            coalesced=reader.coalesced,
+            segmented=writer.segmented,
+            dropped=dict(self._counters),
+        )
 
     def start(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -130,13 +158,9 @@ class UdpPath:
         if physical is None or self._closed:
             self._counters["sent_nowhere"] += len(datagrams)
             return
-        if self._queue:
-            self._enqueue(datagrams, physical)
-            return
-        for index, datagram in enumerate(datagrams):
-            if not self._send_one(datagram, physical):
-                self._enqueue(datagrams[index:], physical)
-                return
+        sent = 0 if self._queue else self._writer.write(datagrams, physical, self._burst)
+        if sent < len(datagrams):
+            self._enqueue(datagrams[sent:], physical)
 
     def datagram_limit(self, address: VirtualAddress) -> int | None:
         physical = self._routes.best(address)
@@ -166,106 +190,100 @@ class UdpPath:
     def _readable(self) -> None:
         assert self._receiver is not None
         packets: list[tuple[bytes, VirtualAddress]] = []
-        virtual = self._routes.virtual
-        receive = self._socket.recvfrom
-        for _ in range(MAX_DRAIN):
+        read, virtual = self._reader.read, self._routes.virtual
+        room = MAX_DRAIN_BYTES
+        while room > 0 and len(packets) < MAX_DRAIN:
             try:
-                data, physical = receive(MAX_DATAGRAM)
+                datagrams, physical = read()
             except (BlockingIOError, InterruptedError):
                 break
             except OSError:
                 # The kernel reports an ICMP error of an earlier send once, here.
                 self._drain_errors()
+                room -= DATAGRAM_COST
                 continue
-            if not data or not data[0] & QUIC_FIXED_BIT:
-                self._counters["garbage"] += 1
-                continue
-            packets.append((data, virtual(physical)))
+            address: VirtualAddress | None = None
+            for data in datagrams:
+                room -= len(data) + DATAGRAM_COST
+                if not data or not data[0] & QUIC_FIXED_BIT:
+                    self._counters["garbage"] += 1
+                    continue
+                if address is None:
+                    address = virtual(physical)
+                packets.append((data, address))
         if packets:
             self._receiver.packets_received(packets)
         else:
             self._drain_errors()
 
-    def _send_one(self, datagram: bytes, physical: Physical) -> bool:
-        """Whether the datagram left, or was dropped for good; False if the buffer is full."""
-        for _ in range(3):
-            try:
-                self._socket.sendto(datagram, physical)
-                return True
-            except (BlockingIOError, InterruptedError):
-                return False
-            except OSError as error:
-                if error.errno == errno.ENOBUFS:
-                    return False
-                # Either an earlier packet's ICMP error, reported once, or this packet
-                # cannot be sent; the retry tells which.
-                self._drain_errors()
-                reason = errno.errorcode.get(error.errno or 0, "unknown")
-        self._counters[f"send:{reason}"] += 1
-        return True
-
     def _enqueue(self, datagrams: Sequence[bytes], physical: Physical) -> None:
         assert self._loop is not None
-        if not self._queue:
-            self._loop.add_writer(self._socket.fileno(), self._writable)
+        kept = []
         for datagram in datagrams:
             if self._queued + len(datagram) > MAX_QUEUE:
                 self._counters["send_queue_full"] += 1
                 continue
-            self._queue.append((datagram, physical))
+            kept.append(datagram)
             self._queued += len(datagram)
+        if not kept:
+            return
+        if not self._queue:
+            self._loop.add_writer(self._socket.fileno(), self._writable)
+        self._queue.append((kept, physical))
 
     def _writable(self) -> None:
+        """Go on where the buffer or the burst was full; one burst for each turn of the loop."""
         assert self._loop is not None
-        while self._queue:
-            datagram, physical = self._queue[0]
-            if not self._send_one(datagram, physical):
+        budget = self._burst
+        while self._queue and budget > 0:
+            datagrams, physical = self._queue.popleft()
+            sent = self._writer.write(datagrams, physical, budget)
+            size = sum(map(len, datagrams[:sent]))
+            self._queued -= size
+            budget -= size
+            if sent < len(datagrams):
+                self._queue.appendleft((datagrams[sent:], physical))
                 return
-            self._queue.popleft()
-            self._queued -= len(datagram)
-        self._loop.remove_writer(self._socket.fileno())
+        if not self._queue:
+            self._loop.remove_writer(self._socket.fileno())
+
+    def _send_failed(self, error: OSError, physical: Physical, size: int) -> None:
+        """The writer gave a datagram up."""
+        self._drain_errors()
+        self._counters[f"send:{errno.errorcode.get(error.errno or 0, 'unknown')}"] += 1
+        if error.errno == errno.EMSGSIZE and self._loop is not None:
+            # Not from within a send: the caller is in the middle of its own state.
+            self._loop.call_soon(self._report_too_big, self._routes.virtual(physical), size)
 
     def _drain_errors(self) -> None:
         """Read the ICMP errors that Linux queues beside the data (`man 7 ip`, IP_RECVERR)."""
-        if not _MSG_ERRQUEUE:
+        if not MSG_ERRQUEUE:
             return
         refused: set[VirtualAddress] = set()
         for _ in range(MAX_DRAIN):
             try:
-                _, _, _, physical = self._socket.recvmsg(64, 512, _MSG_ERRQUEUE)
+                _, ancillary, _, physical = self._socket.recvmsg(64, 512, MSG_ERRQUEUE)
             except OSError:
                 break  # empty
+            if error_number(ancillary) == errno.EMSGSIZE:
+                # Our own send was told the same; a router's word would be anybody's, and
+                # discovery finds the size without it.
+                self._counters["icmp_too_big"] += 1
+                continue
             self._counters["icmp_errors"] += 1
             if physical:
                 refused.add(self._routes.virtual(physical))
         if refused and self._loop is not None:
-            # Not from within a send: the caller is in the middle of its own state.
-            self._loop.call_soon(self._report, refused)
+            self._loop.call_soon(self._report_refused, refused)
 
-    def _report(self, refused: set[VirtualAddress]) -> None:
+    def _report_refused(self, refused: set[VirtualAddress]) -> None:
         if self._receiver is not None and not self._closed:
             for virtual in refused:
                 self._receiver.path_refused(virtual)
 
-
-def _size_buffers(sock: socket.socket, wanted: int) -> tuple[int, int]:
-    """Ask for `wanted` bytes each way; the (receive, send) sizes granted."""
-    granted = []
-    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-        sock.setsockopt(socket.SOL_SOCKET, option, wanted)
-        # Linux reports twice what holds data, the rest being its own bookkeeping.
-        granted.append(sock.getsockopt(socket.SOL_SOCKET, option) // 2)
-    return granted[0], granted[1]
-
-
-def _ask_for_icmp(sock: socket.socket) -> None:
-    """Have ICMP errors queued with the address they are about, where the system can."""
-    if not _MSG_ERRQUEUE:
-        return
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
-    else:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+    def _report_too_big(self, address: VirtualAddress, size: int) -> None:
+        if self._receiver is not None and not self._closed:
+            self._receiver.path_too_big(address, size)
 
 
 def _bind_error(error: OSError, address: str, port: int) -> PathError:

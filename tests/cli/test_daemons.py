@@ -72,7 +72,10 @@ def test_status_and_invite(daemons: Daemons) -> None:
     status = json.loads(lattica("status", "--json", home=alpha.home).stdout)
     assert status["peer"] == alpha.up["peer"]
     assert status["total"]["CPU"] == 1.0
-    assert "founded here" in lattica("status", home=alpha.home).stdout
+    assert status["path"]["receive_buffer"] > 0
+    text = lattica("status", home=alpha.home).stdout
+    assert "founded here" in text
+    assert "overran the buffer of" in " ".join(text.split())
 
     invite = json.loads(lattica("invite", "--valid-for", "1h", "--json", home=alpha.home).stdout)
     assert invite["ticket"].startswith(PREFIX)

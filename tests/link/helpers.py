@@ -219,6 +219,8 @@ class Cheat:
 
     def path_refused(self, address: VirtualAddress) -> None: ...
 
+    def path_too_big(self, address: VirtualAddress, size: int) -> None: ...
+
     def handshake_done(self) -> None:
         self.binding = self._engine.binding()
         self.new_stream(unidirectional=False)

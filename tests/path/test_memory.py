@@ -26,6 +26,8 @@ class Inbox:
 
     def path_refused(self, address: VirtualAddress) -> None: ...
 
+    def path_too_big(self, address: VirtualAddress, size: int) -> None: ...
+
 
 async def deliver(conditions: Conditions, seed: int, count: int = 200) -> list[bytes]:
     network = PacketNetwork(conditions, seed=seed)

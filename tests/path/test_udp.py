@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 
 import anyio
 import pytest
@@ -23,6 +24,7 @@ class Inbox:
         self.packets: list[tuple[bytes, VirtualAddress]] = []
         self.batches = 0
         self.refused: list[VirtualAddress] = []
+        self.too_big: list[tuple[VirtualAddress, int]] = []
         self._changed = anyio.Event()
 
     def packets_received(self, packets: Sequence[tuple[bytes, VirtualAddress]]) -> None:
@@ -34,15 +36,20 @@ class Inbox:
         self.refused.append(address)
         self._wake()
 
-    async def until(self, count: int) -> None:
+    def path_too_big(self, address: VirtualAddress, size: int) -> None:
+        self.too_big.append((address, size))
+        self._wake()
+
+    async def until(self, condition: int | Callable[[], bool]) -> None:
+        """Wait for so many packets, or for what is asked."""
         with anyio.fail_after(5):
-            while len(self.packets) < count:
+            while not (
+                len(self.packets) >= condition if isinstance(condition, int) else condition()
+            ):
                 await self._changed.wait()
 
     async def until_refused(self) -> None:
-        with anyio.fail_after(5):
-            while not self.refused:
-                await self._changed.wait()
+        await self.until(lambda: bool(self.refused))
 
     def _wake(self) -> None:
         self._changed.set()
@@ -163,13 +170,16 @@ async def test_a_datagram_that_is_too_large_is_dropped_and_counted(
     paths: tuple[UdpPath, UdpPath],
 ) -> None:
     one, other = paths
-    inbox = Inbox()
-    one.start(Inbox())
+    mine, inbox = Inbox(), Inbox()
+    one.start(mine)
     other.start(inbox)
     virtual = await one.resolve(other.addresses[0])
     one.send([bytes(70_000), b"\x40next"], virtual)
     await inbox.until(1)
     assert one.counters["send:EMSGSIZE"] == 1
+    await mine.until(lambda: bool(mine.too_big))
+    assert mine.too_big == [(virtual, 70_000)]
+    assert mine.refused == []  # the link is not lost for it
 
 
 async def test_a_full_send_buffer_queues_and_then_drops(
@@ -181,31 +191,94 @@ async def test_a_full_send_buffer_queues_and_then_drops(
     other.start(inbox)
     virtual = await one.resolve(other.addresses[0])
 
-    class Full:
-        """A socket whose buffer is full."""
+    def is_full(*_: object) -> int:
+        return 0
 
-        fileno = one._socket.fileno
-
-        def sendto(self, *_: object) -> int:
-            raise BlockingIOError
-
-    real = one._socket
     monkeypatch.setattr(udp, "MAX_QUEUE", 30)
+    monkeypatch.setattr(one._writer, "write", is_full)
     monkeypatch.setattr(one._loop, "add_writer", lambda *_: None)
-    one._socket = Full()  # type: ignore[assignment]
     one.send([b"\x40aaaaaaaaa", b"\x40bbbbbbbbb"], virtual)
     one.send([b"\x40ccccccccc", b"\x40dropped.."], virtual)
     assert one.counters["send_queue_full"] == 1
-    one._socket = real
+    assert one.statistics().queued == 30
+    monkeypatch.undo()
     one._writable()
     await inbox.until(3)
     assert [data[1:2] for data, _ in inbox.packets] == [b"a", b"b", b"c"]
+    assert one.statistics().queued == 0
 
 
 async def test_granted_buffers_are_reported(paths: tuple[UdpPath, UdpPath]) -> None:
-    received, sent = paths[0].buffers
-    assert received >= 4096
-    assert sent >= 4096
+    one = paths[0]
+    told = one.statistics()
+    granted = one._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    assert told.receive_buffer in (granted, granted // 2)  # Linux doubles what it grants
+    assert told.send_buffer >= 4096
+
+
+async def test_traffic_is_counted(paths: tuple[UdpPath, UdpPath]) -> None:
+    one, other = paths
+    inbox = Inbox()
+    one.start(Inbox())
+    one.send([b"\x40" * 100] * 40, await one.resolve(other.addresses[0]))
+    other.start(inbox)
+    await inbox.until(40)
+    sent, received = one.statistics(), other.statistics()
+    assert (sent.datagrams_out, sent.bytes_out) == (40, 4000)
+    assert (received.datagrams_in, received.bytes_in) == (40, 4000)
+    assert sent.writes <= (1 if sent.segmented else 40)
+    assert received.reads <= (40 if not received.coalesced else 1)
+
+
+async def test_what_a_full_receive_buffer_loses_is_counted() -> None:
+    one = UdpPath.bind("127.0.0.1:0")
+    other = UdpPath.bind("127.0.0.1:0", socket_buffer=16_384)
+    one.start(Inbox())
+    other.start(Inbox())
+    one.send([b"\x40" * 1200] * 200, await one.resolve(other.addresses[0]))
+    if sys.platform == "linux":
+        assert other.statistics().overruns > 0
+    one.close()
+    other.close()
+    assert other.statistics().overruns == 0  # of a closed socket nothing is known
+
+
+async def test_a_burst_is_bounded_by_the_buffer_and_goes_on_in_the_next_turn() -> None:
+    one = UdpPath.bind("127.0.0.1:0", socket_buffer=65_536)
+    other = UdpPath.bind("127.0.0.1:0")
+    inbox = Inbox()
+    one.start(Inbox())
+    other.start(inbox)
+    sent = [b"\x40" + index.to_bytes(2, "big") + bytes(997) for index in range(300)]
+    one.send(sent, await one.resolve(other.addresses[0]))
+    assert 0 < one.statistics().bytes_out <= 65_536 // 2 + 64 * 1024
+    assert one.statistics().queued > 0
+    await inbox.until(300)
+    assert [data for data, _ in inbox.packets] == sent
+    one.close()
+    other.close()
+
+
+async def test_a_wake_up_is_bounded(
+    paths: tuple[UdpPath, UdpPath], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = paths
+    inbox = Inbox()
+    monkeypatch.setattr(udp, "MAX_DRAIN_BYTES", 10_000)
+    one.start(Inbox())
+    one.send(
+        [bytes((0x40, index)) * 8192 for index in range(8)], await one.resolve(other.addresses[0])
+    )
+    other.start(inbox)
+    await inbox.until(8)
+    assert inbox.batches >= 2
+    assert [data[1] for data, _ in inbox.packets] == list(range(8))
+
+
+async def test_datagrams_are_not_fragmented(paths: tuple[UdpPath, UdpPath]) -> None:
+    if sys.platform != "linux":
+        pytest.skip("the option is Linux's")
+    assert paths[0]._socket.getsockopt(socket.IPPROTO_IP, 10) == 3  # IP_MTU_DISCOVER, PROBE
 
 
 async def test_a_path_bound_to_all_names_the_machines_addresses() -> None:
