@@ -15,6 +15,10 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     dead_after: float = 1.7  # nothing heard for so long: the link is lost
     connect_timeout: float = 5.0
     handshake_timeout: float = 5.0
+    backoff_base: float = 0.2  # the longest pause after the first failed dial; doubles
+    backoff_max: float = 5.0
+    backoff_patience: float = 1.0  # a dial that would have to wait longer fails at once
+    stable_after: float = 5.0  # a link that ended sooner counts as a failed dial
     max_links: int = 4096
     max_pending: int = 256  # handshakes in progress from others
     socket_buffer: int = 4 * MIB

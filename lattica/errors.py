@@ -90,6 +90,16 @@ class UnknownPeerError(UnreachableError):
     """No address is known for the peer."""
 
 
+class BackoffError(UnreachableError):
+    """The last dials have failed, and the next attempt is not due yet.
+
+    Attributes:
+        retry_after: seconds until it is.
+    """
+
+    retry_after: float = 0.0
+
+
 class LinkRefusedError(LinkError):
     """The other end refused the link and said why."""
 

@@ -26,16 +26,21 @@ class AddressBook:
         """The addresses to try, best first."""
         return tuple(self._addresses.get(peer, ()))
 
-    def learn(self, peer: PeerId, addresses: Iterable[str]) -> None:
-        """Put `addresses` before those known, which the newest news may have made stale."""
+    def learn(self, peer: PeerId, addresses: Iterable[str]) -> bool:
+        """Put `addresses` before those known, which the newest news may have made stale.
+
+        The result says whether any of them was not known.
+        """
         fresh = [each for each in addresses if len(each) <= MAX_LENGTH]
         if not fresh:
-            return
-        merged = dict.fromkeys((*fresh, *self._addresses.get(peer, ())))
+            return False
+        known = self._addresses.get(peer, [])
+        merged = dict.fromkeys((*fresh, *known))
         self._addresses[peer] = list(merged)[:MAX_ADDRESSES]
         self._addresses.move_to_end(peer)
         if len(self._addresses) > self._max_peers:
             self._addresses.popitem(last=False)
+        return len(merged) > len(known)
 
     def forget(self, peer: PeerId, address: str) -> None:
         """Another peer answers at `address`."""

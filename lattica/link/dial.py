@@ -16,6 +16,7 @@ from lattica.errors import (
     WrongPeerError,
 )
 from lattica.identity.keys import PeerId
+from lattica.link.book import AddressBook
 from lattica.link.quic_link import QuicLink
 from lattica.link.refusals import DuplicateLinkError
 
@@ -34,18 +35,27 @@ class Dialer(Protocol):
         """
         ...
 
-    def forget_address(self, peer: PeerId, address: str) -> None:
-        """Another peer answers there."""
+    def pending(self, peer: PeerId) -> QuicLink | None:
+        """The peer's own dial, if it is about to succeed."""
+        ...
+
+    def dial_over(self) -> None:
+        """A dial has ended: what waited for it can be decided."""
         ...
 
 
 class Dial:
     """Ends with a link, whichever way it came about, or with an error."""
 
-    def __init__(self, peer: PeerId, addresses: Sequence[str], *, timeout: float) -> None:
+    def __init__(
+        self, peer: PeerId, addresses: Sequence[str], *, timeout: float, pause: float = 0.0
+    ) -> None:
+        """`timeout` counts from the end of the `pause`; both in seconds."""
         self.peer = peer
         self._addresses = tuple(addresses)
         self._timeout = timeout
+        self._pause = pause
+        self._hurry = anyio.Event()
         self._scope = anyio.CancelScope()
         self._done = anyio.Event()
         self._link: QuicLink | None = None
@@ -61,8 +71,19 @@ class Dial:
         await self._done.wait()  # bounded: `run` ends at the timeout
         if self._link is None:
             # Each waiter raises its own, with its own traceback.
-            raise copy.copy(self._error())
+            raise copy.copy(self.error())
         return self._link
+
+    @property
+    def link(self) -> QuicLink | None:
+        """What it has led to."""
+        return self._link
+
+    def hurry(self, addresses: Sequence[str]) -> None:
+        """There is news of the peer: a dial that has not begun yet begins now, with these."""
+        if not self._hurry.is_set():
+            self._addresses = tuple(addresses)
+            self._hurry.set()
 
     def succeed(self, link: QuicLink) -> None:
         """A link to the peer is up."""
@@ -70,22 +91,25 @@ class Dial:
         self._done.set()
         self._scope.cancel()
 
-    async def run(self, dialer: Dialer, pending: QuicLink | None) -> None:
-        """Try every address. `pending` is the peer's own dial, if it is about to succeed."""
+    async def run(self, dialer: Dialer, book: AddressBook) -> None:
+        """Try every address. `book` forgets those where another peer answers."""
         try:
             with self._scope:
+                with anyio.move_on_after(self._pause):
+                    await self._hurry.wait()
+                self._hurry.set()  # the addresses are fixed from now on
                 self._scope.deadline = anyio.current_time() + self._timeout
-                if pending is not None:
+                if (pending := dialer.pending(self.peer)) is not None:
                     with anyio.move_on_after(GRACE):
                         await pending.settled.wait()
                 async with anyio.create_task_group() as tasks:
                     for index, address in enumerate(self._addresses):
                         self._running += 1
-                        tasks.start_soon(self._attempt, dialer, address, index * STAGGER)
+                        tasks.start_soon(self._attempt, dialer, book, address, index * STAGGER)
         finally:
             self._done.set()
 
-    async def _attempt(self, dialer: Dialer, address: str, delay: float) -> None:
+    async def _attempt(self, dialer: Dialer, book: AddressBook, address: str, delay: float) -> None:
         await anyio.sleep(delay)
         link: QuicLink | None = None
         try:
@@ -101,23 +125,23 @@ class Dial:
         except LinkLostError as error:
             self._errors.append(UnreachableError(f"{address}: {error}"))
         except LinkError as error:
-            self._refused(dialer, address, error)
+            self._refused(book, address, error)
         finally:
             self._running -= 1
             if link is not None and not link.is_open:
                 link.refuse(DuplicateLinkError("not needed any more"))
 
-    def _refused(self, dialer: Dialer, address: str, error: LinkError) -> None:
+    def _refused(self, book: AddressBook, address: str, error: LinkError) -> None:
         self._errors.append(error)
         if isinstance(error, WrongPeerError):
-            dialer.forget_address(self.peer, address)
+            book.forget(self.peer, address)
         elif self._running > 1:
             # Unauthenticated, so another address may still be the right one.
             limit = anyio.current_time() + GRACE
             self._scope.deadline = min(self._scope.deadline, limit)
 
-    def _error(self) -> LinkError:
-        """What tells most: why the peer refused, else where it was sought."""
+    def error(self) -> LinkError:
+        """Of a dial that failed, what tells most: why it was refused, else where it was tried."""
         for error in self._errors:
             if not isinstance(error, UnreachableError | WrongPeerError):
                 return error

@@ -17,22 +17,21 @@ from lattica.errors import (
     LinkLostError,
     LinkRefusedError,
     SelfDialError,
-    UnknownPeerError,
 )
 from lattica.identity.grants import Membership
 from lattica.identity.keys import Identity, PeerId
 from lattica.link import header
 from lattica.link.arbiter import DIAL_PATIENCE, Candidate, Ruling, stays
-from lattica.link.book import AddressBook
 from lattica.link.certificate import Certificate
 from lattica.link.closing import Closing
-from lattica.link.dial import Dial
+from lattica.link.dials import Dials
 from lattica.link.engine import EngineConfig
 from lattica.link.engine_aioquic import AioquicEngine
 from lattica.link.interface import Link, LinkHandler
 from lattica.link.proof import Role
 from lattica.link.quic_link import Phase, QuicLink
 from lattica.link.refusals import CloseCode, DuplicateLinkError
+from lattica.link.supervision import PeerEvent, PeerState
 from lattica.path.interface import Path, VirtualAddress
 
 logger = logging.getLogger("lattica.link")
@@ -64,14 +63,14 @@ class Endpoint:
         self.clock = clock or SystemClock()
         self.counters: Counter[str] = Counter()
         self._certificate = Certificate.generate()
-        self._book = AddressBook()
         self._acceptor: Callable[[Link], LinkHandler] | None = None
         self._listeners: list[Callable[[Link, bool], None]] = []
         self._all: dict[QuicLink, None] = {}  # every connection, proven or not
         self._links: dict[PeerId, QuicLink] = {}  # the open ones
         self._by_id: dict[bytes, QuicLink] = {}
         self._candidates: dict[QuicLink, Candidate] = {}  # proven dialers, not yet answered
-        self._dials: dict[PeerId, Dial] = {}
+        self._dials = Dials(self, self.config)
+        self._peers = self._dials.peers
         self._closing = Closing()
         self._dirty: dict[QuicLink, None] = {}
         self._is_flush_due = False
@@ -85,6 +84,7 @@ class Endpoint:
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         self._is_running = True
+        self._dials.start(self._tasks)
         self.path.start(self)
         self._schedule_tick()
         return self
@@ -97,6 +97,7 @@ class Endpoint:
     ) -> bool | None:
         assert self._tasks is not None
         self._is_running = False
+        self._dials.close()
         self._tasks.cancel_scope.cancel()
         for link in tuple(self._all):
             link.close("the peer is shutting down")
@@ -140,22 +141,26 @@ class Endpoint:
             raise SelfDialError("a peer cannot dial itself")
         if (link := self._links.get(peer)) is not None:
             return link
-        if not self._is_running or self._tasks is None:
+        if not self._is_running:
             raise LinkLostError("the endpoint is closed")
-        self.learn(peer, addresses)
-        dial = self._dials.get(peer)
-        if dial is None:
-            known = self._book.get(peer)
-            if not known:
-                raise UnknownPeerError(f"no address is known for {peer.short}")
-            dial = Dial(peer, known, timeout=self.config.connect_timeout)
-            self._dials[peer] = dial
-            self._tasks.start_soon(self._run_dial, dial)
-        return await dial.wait()
+        return await self._dials.connect(peer, addresses)
 
     def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
         if peer != self.local:
-            self._book.learn(peer, addresses)
+            self._dials.learn(peer, addresses)
+
+    def state(self, peer: PeerId) -> PeerState:
+        return self._peers.supervisor.state(peer)
+
+    def watch(self, listener: Callable[[PeerEvent], None]) -> Callable[[], None]:
+        return self._peers.watch(listener)
+
+    def keep(self, peer: PeerId) -> Callable[[], None]:
+        """Have `peer` redialled whenever no link to it is up, until the result is called.
+
+        Where it can be reached must have been learned; it may be learned later.
+        """
+        return self._peers.keep(peer)
 
     def subscribe(self, listener: Callable[[Link, bool], None]) -> Callable[[], None]:
         self._listeners.append(listener)
@@ -235,6 +240,17 @@ class Endpoint:
                 return
         self._link_up(link)
 
+    def link_suspect(self, link: QuicLink, reason: str) -> None:
+        """See `LinkOwner`."""
+        if self._links.get(link.remote.peer) is link:
+            now = self._loop.time()
+            self._peers.tell(self._peers.supervisor.suspect(link.remote.peer, reason, now))
+
+    def link_heard(self, link: QuicLink) -> None:
+        """See `LinkOwner`."""
+        if self._links.get(link.remote.peer) is link:
+            self._peers.tell(self._peers.supervisor.heard(link.remote.peer, self._loop.time()))
+
     def link_ended(self, link: QuicLink, last_words: list[bytes]) -> None:
         """See `LinkOwner`."""
         self._all.pop(link, None)
@@ -248,9 +264,15 @@ class Endpoint:
         if remote is not None and self._links.get(remote.peer) is link:
             del self._links[remote.peer]
             # Where it was reached last is where to look first.
-            self._book.learn(remote.peer, [link.address])
+            self._dials.book.learn(remote.peer, [link.address])
             self._notify(link, is_up=False)
             self._rule_all()
+            assert link.error is not None
+            self._peers.tell(
+                self._peers.supervisor.lost(
+                    remote.peer, link.error, self._loop.time(), is_ours=link.is_closed_here
+                )
+            )
         elif remote is None:
             self.counters[f"unproven:{type(link.error).__name__}"] += 1
 
@@ -275,29 +297,23 @@ class Endpoint:
         link.dial(now)
         return link
 
-    def forget_address(self, peer: PeerId, address: str) -> None:
+    def pending(self, peer: PeerId) -> QuicLink | None:
         """See `Dialer`."""
-        self._book.forget(peer, address)
+        for link in self._all:
+            if (
+                link.phase is Phase.PROVEN
+                and not link.is_dialer
+                and link.remote.peer == peer
+                and link not in self._candidates
+            ):
+                return link
+        return None
+
+    def dial_over(self) -> None:
+        """See `Dialer`."""
+        self._rule_all()
 
     # ------------------------------------------------------------------ inside
-
-    async def _run_dial(self, dial: Dial) -> None:
-        pending = next(
-            (
-                link
-                for link in self._all
-                if link.phase is Phase.PROVEN
-                and not link.is_dialer
-                and link.remote.peer == dial.peer
-                and link not in self._candidates
-            ),
-            None,
-        )
-        try:
-            await dial.run(self, pending)
-        finally:
-            self._dials.pop(dial.peer, None)
-            self._rule_all()
 
     def _long(self, datagram: bytes, address: VirtualAddress, now: float) -> QuicLink | None:
         """The connection of a long header packet, made new for a stranger's first one."""
@@ -373,7 +389,7 @@ class Endpoint:
         peer = link.remote.peer
         existing = self._links.get(peer)
         ruling = candidate.rule(
-            self.local, existing, is_dialling=peer in self._dials, now=self._loop.time()
+            self.local, existing, is_dialling=self._dials.is_dialling(peer), now=self._loop.time()
         )
         if ruling is Ruling.WAIT:
             return
@@ -399,11 +415,13 @@ class Endpoint:
             return
         if not link.is_open:
             return  # its handler has closed it already
-        dial = self._dials.pop(peer, None)
-        if dial is not None:
-            dial.succeed(link)
+        self._dials.succeed(link)
         self._rule_all()
         self._notify(link, is_up=True)
+        if not link.is_dialer:
+            self._peers.supervisor.reset(peer)  # it is there, and it wants to talk
+        reason = f"linked over {link.address}"
+        self._peers.tell(self._peers.supervisor.up(peer, reason, self._loop.time()))
 
     def _notify(self, link: QuicLink, *, is_up: bool) -> None:
         for listener in tuple(self._listeners):

@@ -38,6 +38,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int
     unsent: int  # of streams, queued and not sent once
     datagram: int  # largest sent
+    streams: int  # open, of both ends, stream 0 included
 
 
 class EngineSink(Protocol):
@@ -74,6 +75,11 @@ class EngineSink(Protocol):
 
 class Engine(Protocol):
     """One QUIC connection."""
+
+    @property
+    def name(self) -> str:
+        """The library behind it."""
+        ...
 
     @property
     def connection_ids(self) -> Sequence[bytes]:

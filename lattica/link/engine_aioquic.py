@@ -40,6 +40,8 @@ class _Waiting:
 class AioquicEngine:
     """See `lattica.link.engine.Engine`."""
 
+    name = "aioquic"
+
     def __init__(self, config: EngineConfig, *, original_destination: bytes | None = None) -> None:
         """`original_destination` is the id that the client chose, for a server."""
         self._secrets = SecretsLog()
@@ -99,6 +101,7 @@ class AioquicEngine:
             in_flight=loss.bytes_in_flight,
             unsent=self.unsent(),
             datagram=self._connection._max_datagram_size,
+            streams=len(self._connection._streams) + len(self._waiting),
         )
 
     def unsent(self) -> int:

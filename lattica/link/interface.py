@@ -15,6 +15,8 @@ import msgspec
 
 from lattica.errors import LinkError
 from lattica.identity.keys import PeerId
+from lattica.link.statistics import LinkStatistics
+from lattica.link.supervision import PeerEvent, PeerState
 
 
 class RemotePeer(msgspec.Struct, frozen=True):
@@ -79,6 +81,10 @@ class Link(Protocol):
         """Where packets go now, for people: `host:port`, `memory`."""
         ...
 
+    def statistics(self) -> LinkStatistics:
+        """How the link does, for people and for metrics."""
+        ...
+
     def open_stream(self, *, unidirectional: bool) -> int:
         """A new stream's id. Stream 0 is the link's own and never returned."""
         ...
@@ -135,6 +141,8 @@ class Links(Protocol):
 
         Raises:
             UnknownPeerError: no address is known.
+            BackoffError: the last dials failed; says when the next attempt is due. An
+                address that was not known, or a dial by the peer, resets that.
             UnreachableError: none answered in `LinkConfig.connect_timeout`.
             WrongPeerError, LinkRefusedError, CrossMeshError, SelfDialError, VersionError,
             ProofError: see the classes.
@@ -147,4 +155,12 @@ class Links(Protocol):
 
     def subscribe(self, listener: Callable[[Link, bool], None]) -> Callable[[], None]:
         """Call `listener(link, is_up)` on every change; the result unsubscribes."""
+        ...
+
+    def state(self, peer: PeerId) -> PeerState:
+        """How this end stands with `peer`; strangers are down."""
+        ...
+
+    def watch(self, listener: Callable[[PeerEvent], None]) -> Callable[[], None]:
+        """Call `listener` whenever a peer changes its state; the result unsubscribes."""
         ...

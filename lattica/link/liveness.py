@@ -27,9 +27,22 @@ class Liveness:
     def __init__(self, config: LinkConfig, now: float) -> None:
         self._heartbeat = config.heartbeat
         self._dead_after = config.dead_after
+        # Two heartbeats and a bit, or half the way from the first to the end if that is sooner.
+        self._suspect_after = min(
+            2.5 * config.heartbeat, (config.heartbeat + config.dead_after) / 2
+        )
         self._heard = now
         self._asked = now
         self._hint_deadline: float | None = None
+
+    @property
+    def is_hinted(self) -> bool:
+        """Whether the network has said that nobody is there, and nothing was heard since."""
+        return self._hint_deadline is not None
+
+    def is_suspect(self, now: float) -> bool:
+        """Whether a sign of life is overdue, or the network has said that nobody is there."""
+        return self._hint_deadline is not None or now - self._heard >= self._suspect_after
 
     @property
     def heard(self) -> float:

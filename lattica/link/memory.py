@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from lattica.clock import Clock, SystemClock
+from lattica.config import LinkConfig
 from lattica.errors import (
     CrossMeshError,
     LinkError,
@@ -20,6 +21,9 @@ from lattica.errors import (
 from lattica.identity.grants import Membership, verify_chain
 from lattica.identity.keys import Identity, PeerId
 from lattica.link.interface import Link, LinkHandler, RemotePeer
+from lattica.link.peers import Peers
+from lattica.link.statistics import LinkStatistics, Meter
+from lattica.link.supervision import PeerEvent, PeerState
 
 
 class MemoryNetwork:
@@ -60,6 +64,10 @@ class MemoryLink:
         self._latency = latency
         self._next = {False: 4 if is_dialer else 1, True: 2 if is_dialer else 3}
         self._open = True
+        self._meter = Meter()
+        self._born = self._heard = asyncio.get_running_loop().time()
+        self._halves: set[tuple[int, bool]] = set()  # streams and whether our side; not over yet
+        self._newest = {0: -1, 2: -1}  # the other end's newest streams, of both kinds
         self.other: MemoryLink | None = None
         self.handler: LinkHandler | None = None
 
@@ -87,9 +95,35 @@ class MemoryLink:
     def address(self) -> str:
         return "memory"
 
+    def statistics(self) -> LinkStatistics:
+        """A write counts as a packet: there are no others."""
+        now, meter = asyncio.get_running_loop().time(), self._meter
+        return LinkStatistics(
+            state="open" if self._open else "closed",
+            engine="memory",
+            path=self.address,
+            rtt=self.rtt,
+            rtt_min=self.rtt,
+            datagram=0,
+            window=0,
+            in_flight=0,
+            bytes_in=meter.bytes_in,
+            bytes_out=meter.bytes_out,
+            packets_in=meter.packets_in,
+            packets_out=meter.packets_out,
+            streams=len({stream_id for stream_id, _ in self._halves}),
+            unsent=0,
+            age=now - self._born,
+            silence=now - self._heard,
+            handshake=self._latency,
+        )
+
     def open_stream(self, *, unidirectional: bool) -> int:
         stream_id = self._next[unidirectional]
         self._next[unidirectional] += 4
+        self._halves.add((stream_id, True))
+        if not unidirectional:
+            self._halves.add((stream_id, False))
         return stream_id
 
     def write(
@@ -97,9 +131,12 @@ class MemoryLink:
     ) -> None:
         if not self._open:
             raise LinkLostError(f"the link to {self._remote.peer.short} is closed")
+        if end:
+            self._halves.discard((stream_id, True))
         self._deliver("stream_data", stream_id, bytes(data), end)
 
     def reset_stream(self, stream_id: int, code: int) -> None:
+        self._halves.discard((stream_id, True))
         self._deliver("stream_reset", stream_id, code)
 
     def stop_stream(self, stream_id: int, code: int) -> None:
@@ -114,23 +151,44 @@ class MemoryLink:
         for end, cause in ((self, error), (self.other, theirs or error)):
             if end is not None and end._open:
                 end._open = False
-                end._owner.forget(end)
+                end._owner.forget(end, cause)
                 if end.handler is not None:
                     asyncio.get_running_loop().call_soon(end.handler.link_lost, cause)
 
-    def _deliver(self, event: str, *args: object) -> None:
+    def _deliver(self, event: str, stream_id: int, *args: object) -> None:
         other = self.other
         assert other is not None
         loop = asyncio.get_running_loop()
+        self._meter.sent([each for each in args if isinstance(each, bytes)])
 
         def arrive() -> None:
             if other._open and other.handler is not None:
-                getattr(other.handler, event)(*args)
+                other._heard = loop.time()
+                other._count(event, stream_id, *args)
+                getattr(other.handler, event)(stream_id, *args)
 
         if self._latency:
             loop.call_later(self._latency, arrive)
         else:
             loop.call_soon(arrive)
+
+    def _count(self, event: str, stream_id: int, *args: object) -> None:
+        """Keep the statistics of what arrives."""
+        is_theirs = (stream_id & 1 == 0) is not self._is_dialer
+        if is_theirs and stream_id > self._newest[stream_id & 2]:
+            self._newest[stream_id & 2] = stream_id
+            self._halves.add((stream_id, False))
+            if not stream_id & 2:
+                self._halves.add((stream_id, True))
+        if event == "stream_data":
+            data, end = args
+            assert isinstance(data, bytes)
+            self._meter.packets_in += 1
+            self._meter.bytes_in += len(data)
+            if not end:
+                return
+        if event != "stream_stopped":
+            self._halves.discard((stream_id, False))
 
 
 class MemoryLinks:
@@ -153,6 +211,7 @@ class MemoryLinks:
         self._links: dict[PeerId, MemoryLink] = {}
         self._acceptor: Callable[[Link], LinkHandler] | None = None
         self._listeners: list[Callable[[Link, bool], None]] = []
+        self._peers = Peers(LinkConfig(), lambda peer: None)  # nobody can be kept here
         network.members[identity.peer_id] = self
 
     @property
@@ -173,9 +232,22 @@ class MemoryLinks:
             raise SelfDialError("a peer cannot dial itself")
         if (link := self._links.get(peer)) is not None:
             return link
-        await asyncio.sleep(self._network.latency)
-        if (link := self._links.get(peer)) is not None:
-            return link
+        loop, supervisor = asyncio.get_running_loop(), self._peers.supervisor
+        self._peers.tell(supervisor.dialling(peer, loop.time()))
+        try:
+            await asyncio.sleep(self._network.latency)
+            if (link := self._links.get(peer)) is not None:
+                return link
+            return self._link(peer)
+        except LinkError as error:
+            self._peers.tell(supervisor.failed(peer, error, loop.time()))
+            raise
+        except asyncio.CancelledError:
+            given_up = LinkLostError("the dial was given up")
+            self._peers.tell(supervisor.failed(peer, given_up, loop.time()))
+            raise
+
+    def _link(self, peer: PeerId) -> Link:
         if not self._network.reachable(self.local, peer):
             raise UnreachableError(f"{peer.short} does not answer")
         other = self._network.members[peer]
@@ -191,6 +263,8 @@ class MemoryLinks:
             assert end._owner._acceptor is not None, "set_acceptor() comes first"
             end.handler = end._owner._acceptor(end)
             end._owner._notify(end, True)
+            up = end._owner._peers.supervisor.up(end.remote.peer, "linked", end._born)
+            end._owner._peers.tell(up)
         return mine
 
     def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
@@ -200,11 +274,19 @@ class MemoryLinks:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
-    def forget(self, link: MemoryLink) -> None:
+    def state(self, peer: PeerId) -> PeerState:
+        return self._peers.supervisor.state(peer)
+
+    def watch(self, listener: Callable[[PeerEvent], None]) -> Callable[[], None]:
+        return self._peers.watch(listener)
+
+    def forget(self, link: MemoryLink, error: LinkError) -> None:
         """Drop a link that has ended."""
         if self._links.get(link.remote.peer) is link:
             del self._links[link.remote.peer]
             self._notify(link, False)
+            now = asyncio.get_running_loop().time()
+            self._peers.tell(self._peers.supervisor.lost(link.remote.peer, error, now))
 
     def leave(self) -> None:
         """Vanish from the network: every link is lost."""

@@ -6,22 +6,20 @@ import asyncio
 import logging
 from collections.abc import Callable
 from enum import Enum
-from typing import Protocol
 
 import anyio
 
-from lattica.clock import Clock
-from lattica.config import LinkConfig
 from lattica.errors import LinkError, LinkLostError, LinkRefusedError
-from lattica.identity.grants import Membership
-from lattica.identity.keys import Identity, PeerId
+from lattica.identity.keys import PeerId
 from lattica.link import header
 from lattica.link.engine import Engine
 from lattica.link.interface import Link, LinkHandler, RemotePeer
 from lattica.link.liveness import Liveness, Verdict
+from lattica.link.owner import LinkOwner
 from lattica.link.proof import Proof, Role, Step
 from lattica.link.refusals import CloseCode, code_of, error_of
-from lattica.path.interface import Path, VirtualAddress
+from lattica.link.statistics import LinkStatistics, Meter
+from lattica.path.interface import VirtualAddress
 
 logger = logging.getLogger("lattica.link")
 
@@ -38,41 +36,6 @@ class Phase(Enum):
     PROVEN = "proven"  # its Hello holds; one of us has not accepted yet
     OPEN = "open"
     CLOSED = "closed"
-
-
-class LinkOwner(Protocol):
-    """What a link needs of its endpoint."""
-
-    identity: Identity
-    membership: Membership
-    name: str
-    config: LinkConfig
-    clock: Clock
-    path: Path
-
-    def link_dirty(self, link: QuicLink) -> None:
-        """Something waits to be sent: flush at the end of the loop's turn."""
-        ...
-
-    def link_proven(self, link: QuicLink) -> None:
-        """The other end's Hello holds."""
-        ...
-
-    def link_confirmed(self, link: QuicLink) -> None:
-        """The dialer has accepted this end."""
-        ...
-
-    def link_ended(self, link: QuicLink, last_words: list[bytes]) -> None:
-        """The link is closed; `last_words` tell the other end, should it go on."""
-        ...
-
-    def connection_id_added(self, link: QuicLink, connection_id: bytes) -> None:
-        """See `EngineSink`."""
-        ...
-
-    def connection_id_removed(self, link: QuicLink, connection_id: bytes) -> None:
-        """See `EngineSink`."""
-        ...
 
 
 class QuicLink:
@@ -104,7 +67,11 @@ class QuicLink:
         self._out_ends: set[int] = set()
         self._refusals = 0
         self.phase = Phase.HANDSHAKE
-        self._started = now
+        self._started = self._born = now
+        self._handshake = 0.0
+        self._is_suspect = False
+        self.is_closed_here = False  # on purpose, not for a fault
+        self._meter = Meter()
         self.liveness = Liveness(owner.config, now)
         self.connection_ids: set[bytes] = set(engine.connection_ids)
         self.error: LinkError | None = None
@@ -137,6 +104,28 @@ class QuicLink:
     @property
     def address(self) -> str:
         return self._owner.path.describe(self._address)
+
+    def statistics(self) -> LinkStatistics:
+        now, engine, meter = self._loop.time(), self._engine.statistics(), self._meter
+        return LinkStatistics(
+            state=self.phase.value,
+            engine=self._engine.name,
+            path=self.address,
+            rtt=engine.rtt,
+            rtt_min=engine.rtt_min,
+            datagram=engine.datagram,
+            window=engine.window,
+            in_flight=engine.in_flight,
+            bytes_in=meter.bytes_in,
+            bytes_out=meter.bytes_out,
+            packets_in=meter.packets_in,
+            packets_out=meter.packets_out,
+            streams=max(0, engine.streams - 1),
+            unsent=engine.unsent,
+            age=now - self._born,
+            silence=now - self.liveness.heard,
+            handshake=self._handshake,
+        )
 
     def open_stream(self, *, unidirectional: bool) -> int:
         self._check_open()
@@ -172,6 +161,7 @@ class QuicLink:
 
     def close(self, reason: str = "") -> None:
         text = reason or "closed"
+        self.is_closed_here = self.phase is not Phase.CLOSED or self.is_closed_here
         self.end(LinkLostError(f"closed here: {text}"), CloseCode.CLOSED, text)
 
     # -------------------------------------------------------- for the endpoint
@@ -198,6 +188,8 @@ class QuicLink:
 
     def receive(self, datagram: bytes, address: VirtualAddress, now: float) -> None:
         """Take in a datagram; `drain` follows when the batch is through."""
+        self._meter.packets_in += 1
+        self._meter.bytes_in += len(datagram)
         if self._engine.receive(datagram, address, now):
             self.liveness.on_heard(now)
 
@@ -212,9 +204,7 @@ class QuicLink:
         if self.phase is Phase.CLOSED:
             return
         self._push()
-        datagrams = self._engine.datagrams(now)
-        if datagrams:
-            self._owner.path.send(datagrams, self._address)
+        self._send(self._engine.datagrams(now))
         self._arm()
 
     def answer(self) -> None:
@@ -232,6 +222,7 @@ class QuicLink:
     def open(self, acceptor: Callable[[Link], LinkHandler]) -> None:
         """Both proofs hold: hand over what has arrived meanwhile, then everything else."""
         self.phase = Phase.OPEN  # first: the acceptor may open streams
+        self._handshake = self._loop.time() - self._born
         self._handler = acceptor(self)
         self.settled.set()
         early, self._early = self._early, []
@@ -252,6 +243,7 @@ class QuicLink:
                 self.end(LinkLostError("nobody listens there"), CloseCode.LOST, "")
         elif self.phase is Phase.OPEN and self.liveness.on_hint(now) is Verdict.PING:
             self.probe()
+            self._suspect(now)
 
     def on_too_big(self, size: int) -> None:
         """This machine does not send so large a datagram there: go on with the smallest."""
@@ -263,6 +255,7 @@ class QuicLink:
         """Look at the clocks; called every few hundredths of a second to tenths."""
         if self.phase is Phase.OPEN:
             verdict = self.liveness.check(now)
+            self._suspect(now)
             if verdict is Verdict.PING:
                 self.probe()
             elif verdict is Verdict.DEAD:
@@ -276,6 +269,20 @@ class QuicLink:
             limit = self._owner.config.handshake_timeout
             if now - self._started >= limit:
                 self.refuse(LinkRefusedError(f"no valid hello within {limit:g} s"))
+
+    def _suspect(self, now: float) -> None:
+        """Tell of a change between alive and suspect."""
+        is_suspect = self.liveness.is_suspect(now)
+        if is_suspect is self._is_suspect:
+            return
+        self._is_suspect = is_suspect
+        if not is_suspect:
+            self._owner.link_heard(self)
+        elif self.liveness.is_hinted:
+            self._owner.link_suspect(self, "the network says that nobody listens there")
+        else:
+            silence = now - self.liveness.heard
+            self._owner.link_suspect(self, f"nothing was heard for {silence:.1f} s")
 
     def on_stall(self, seconds: float, now: float) -> None:
         """This end's loop did not run for `seconds`: nobody is to blame for them."""
@@ -294,8 +301,7 @@ class QuicLink:
         self.flush(now)
         self._engine.close(code, reason)
         last_words = self._engine.datagrams(now)
-        if last_words:
-            self._owner.path.send(last_words, self._address)
+        self._send(last_words)
         self._finish(error, last_words)
 
     # ---------------------------------------------------- the engine's events
@@ -347,8 +353,7 @@ class QuicLink:
             return
         # Where this end found the fault, the engine has a close to send.
         last_words = self._engine.datagrams(self._loop.time())
-        if last_words:
-            self._owner.path.send(last_words, self._address)
+        self._send(last_words)
         self._finish(error_of(code, reason, is_open=self.is_open), last_words)
 
     # ------------------------------------------------------------------ inside
@@ -401,6 +406,11 @@ class QuicLink:
         self._early_size += size + _EARLY_OVERHEAD
         if self._early_size > EARLY_LIMIT:
             self.refuse(LinkRefusedError("too much data before the proof"))
+
+    def _send(self, datagrams: list[bytes]) -> None:
+        if datagrams:
+            self._meter.sent(datagrams)
+            self._owner.path.send(datagrams, self._address)
 
     def _push(self) -> None:
         """Hand the turn's writes to the engine, one piece for each stream."""

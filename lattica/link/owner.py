@@ -1,0 +1,57 @@
+"""What a link needs of the endpoint that it belongs to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from lattica.clock import Clock
+from lattica.config import LinkConfig
+from lattica.identity.grants import Membership
+from lattica.identity.keys import Identity
+from lattica.path.interface import Path
+
+if TYPE_CHECKING:
+    from lattica.link.quic_link import QuicLink
+
+
+class LinkOwner(Protocol):
+    """Implemented by `lattica.link.endpoint.Endpoint`."""
+
+    identity: Identity
+    membership: Membership
+    name: str
+    config: LinkConfig
+    clock: Clock
+    path: Path
+
+    def link_dirty(self, link: QuicLink) -> None:
+        """Something waits to be sent: flush at the end of the loop's turn."""
+        ...
+
+    def link_proven(self, link: QuicLink) -> None:
+        """The other end's Hello holds."""
+        ...
+
+    def link_confirmed(self, link: QuicLink) -> None:
+        """The dialer has accepted this end."""
+        ...
+
+    def link_suspect(self, link: QuicLink, reason: str) -> None:
+        """The other end of an open link gives no sign of life."""
+        ...
+
+    def link_heard(self, link: QuicLink) -> None:
+        """A suspect link has given one."""
+        ...
+
+    def link_ended(self, link: QuicLink, last_words: list[bytes]) -> None:
+        """The link is closed; `last_words` tell the other end, should it go on."""
+        ...
+
+    def connection_id_added(self, link: QuicLink, connection_id: bytes) -> None:
+        """See `EngineSink`."""
+        ...
+
+    def connection_id_removed(self, link: QuicLink, connection_id: bytes) -> None:
+        """See `EngineSink`."""
+        ...
