@@ -57,6 +57,7 @@ async def test_a_lost_peer_is_suspect_first_and_both_are_told_with_reasons() -> 
     async with two(network, CONFIG) as (alice, bob):
         watch = Watch(alice.endpoint)
         await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
+        await bob.until_linked(alice)
         assert alice.endpoint.state(bob.id) is PeerState.UP
         network.silence("b:1")
         silent_since = anyio.current_time()
@@ -75,6 +76,7 @@ async def test_a_suspect_that_answers_is_up_again() -> None:
     async with two(network, CONFIG) as (alice, bob):
         watch = Watch(alice.endpoint)
         link = await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
+        await bob.until_linked(alice)
         network.partition("a:1", "b:1")
         await watch.until(PeerState.SUSPECT)
         network.heal("a:1", "b:1")
