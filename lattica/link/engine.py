@@ -12,6 +12,7 @@ from typing import Protocol
 import msgspec
 
 from lattica.link.certificate import Certificate
+from lattica.link.outbox import Chunk
 from lattica.path.interface import VirtualAddress
 
 
@@ -131,8 +132,8 @@ class Engine(Protocol):
         """The id of a new stream of ours. Taken at once."""
         ...
 
-    def send(self, stream_id: int, data: bytes, end: bool) -> bool:
-        """Queue bytes; False if the stream is over and they were dropped."""
+    def send(self, stream_id: int, data: Chunk, end: bool) -> bool:
+        """Queue bytes, copied; False if the stream is over and they were dropped."""
         ...
 
     def reset_stream(self, stream_id: int, code: int) -> None:

@@ -18,6 +18,7 @@ from aioquic.quic.packet import QuicErrorCode
 
 from lattica.link import congestion, header
 from lattica.link.engine import EngineConfig, EngineSink, EngineStats
+from lattica.link.outbox import Chunk
 from lattica.link.secrets import SecretsLog
 from lattica.path.interface import VirtualAddress
 
@@ -180,14 +181,15 @@ class AioquicEngine:
             self._admit()
         return stream_id
 
-    def send(self, stream_id: int, data: bytes, end: bool) -> bool:
+    def send(self, stream_id: int, data: Chunk, end: bool) -> bool:
         waiting = self._waiting.get(stream_id)
         if waiting is not None:
             if waiting.reset is None:
-                waiting.writes.append((data, end))
+                waiting.writes.append((bytes(data), end))
             return waiting.reset is None
         try:
-            self._connection.send_stream_data(stream_id, data, end)
+            # It copies any buffer of bytes, though it says `bytes`.
+            self._connection.send_stream_data(stream_id, cast(bytes, data), end)
         except (ValueError, RuntimeError):
             return False  # finished, reset or stopped meanwhile
         self._handed += len(data)

@@ -90,11 +90,18 @@ class Link(Protocol):
         ...
 
     def write(
-        self, stream_id: int, data: bytes | bytearray | memoryview, *, end: bool = False
+        self,
+        stream_id: int,
+        data: bytes | bytearray | memoryview,
+        *,
+        end: bool = False,
+        lent: bool = False,
     ) -> None:
-        """Queue bytes; they leave in one flush at the end of the loop's turn.
+        """Queue bytes; they leave from the end of the loop's turn on.
 
-        The queue is not bounded here: the layer above bounds it by credit.
+        Bidirectional streams are control and go first; the others share what is left. The
+        queue is not bounded here: the layer above bounds it by credit. With `lent` the
+        data is not copied into it, so it must not change until it is sent.
 
         Raises:
             LinkLostError: the link is closed.

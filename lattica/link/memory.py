@@ -127,7 +127,12 @@ class MemoryLink:
         return stream_id
 
     def write(
-        self, stream_id: int, data: bytes | bytearray | memoryview, *, end: bool = False
+        self,
+        stream_id: int,
+        data: bytes | bytearray | memoryview,
+        *,
+        end: bool = False,
+        lent: bool = False,
     ) -> None:
         if not self._open:
             raise LinkLostError(f"the link to {self._remote.peer.short} is closed")

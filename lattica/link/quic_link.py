@@ -15,6 +15,7 @@ from lattica.link import header
 from lattica.link.engine import Engine
 from lattica.link.interface import Link, LinkHandler, RemotePeer
 from lattica.link.liveness import Liveness, Verdict
+from lattica.link.outbox import PIECE, Outbox
 from lattica.link.owner import LinkOwner
 from lattica.link.proof import Proof, Role, Step
 from lattica.link.refusals import CloseCode, code_of, error_of
@@ -26,6 +27,7 @@ logger = logging.getLogger("lattica.link")
 EARLY_LIMIT = 1024 * 1024  # bytes kept for streams that precede the end of the proof
 _EARLY_OVERHEAD = 64  # bytes counted for each event, so that empty ones are bounded too
 OWN_STREAM = 0
+MAX_BURST = 256 * 1024  # bytes of data streams that one link sends before others have their turn
 
 
 class Phase(Enum):
@@ -63,8 +65,7 @@ class QuicLink:
         self._handler: LinkHandler | None = None
         self._early: list[Callable[[LinkHandler], None]] = []
         self._early_size = 0
-        self._out: dict[int, list[bytes]] = {}
-        self._out_ends: set[int] = set()
+        self._outbox = Outbox()
         self._refusals = 0
         self.phase = Phase.HANDSHAKE
         self._started = self._born = now
@@ -132,25 +133,22 @@ class QuicLink:
         return self._engine.next_stream_id(unidirectional=unidirectional)
 
     def write(
-        self, stream_id: int, data: bytes | bytearray | memoryview, *, end: bool = False
+        self,
+        stream_id: int,
+        data: bytes | bytearray | memoryview,
+        *,
+        end: bool = False,
+        lent: bool = False,
     ) -> None:
         if self.phase is not Phase.OPEN:
             self._check_open()
-        # Others' buffers may change before the flush.
-        chunk = data if type(data) is bytes else bytes(data)
-        chunks = self._out.get(stream_id)
-        if chunks is None:
-            self._out[stream_id] = [chunk]
-            self._owner.link_dirty(self)
-        else:
-            chunks.append(chunk)
-        if end:
-            self._out_ends.add(stream_id)
+        chunk = data if lent or type(data) is bytes else bytes(data)
+        self._outbox.write(stream_id, chunk, end=end)
+        self._owner.link_dirty(self)
 
     def reset_stream(self, stream_id: int, code: int) -> None:
         if self.phase is Phase.OPEN:
-            self._out.pop(stream_id, None)
-            self._out_ends.discard(stream_id)
+            self._outbox.drop(stream_id)
             self._engine.reset_stream(stream_id, code)
             self._owner.link_dirty(self)
 
@@ -200,11 +198,22 @@ class QuicLink:
             self._owner.link_dirty(self)
 
     def flush(self, now: float) -> None:
-        """Send what waits."""
+        """Send what waits, as far as congestion control and a fair share of the turn allow."""
         if self.phase is Phase.CLOSED:
             return
-        self._push()
-        self._send(self._engine.datagrams(now))
+        engine, outbox = self._engine, self._outbox
+        outbox.push_control(engine)
+        burst = 0
+        while True:
+            if outbox.has_data and engine.unsent() < PIECE:
+                burst += outbox.push_data(engine)
+            datagrams = engine.datagrams(now)
+            self._send(datagrams)
+            if not outbox.has_data or not datagrams or engine.unsent():
+                break  # what is left waits for acknowledgements, or for the pacer
+            if burst >= MAX_BURST:
+                self._owner.link_dirty(self)  # other links first
+                break
         self._arm()
 
     def answer(self) -> None:
@@ -337,7 +346,7 @@ class QuicLink:
         self._event(lambda handler: handler.stream_reset(stream_id, code))
 
     def stream_stopped(self, stream_id: int, code: int) -> None:
-        self._out.pop(stream_id, None)
+        self._outbox.drop(stream_id)
         self._event(lambda handler: handler.stream_stopped(stream_id, code))
 
     def connection_id_added(self, connection_id: bytes) -> None:
@@ -412,16 +421,6 @@ class QuicLink:
             self._meter.sent(datagrams)
             self._owner.path.send(datagrams, self._address)
 
-    def _push(self) -> None:
-        """Hand the turn's writes to the engine, one piece for each stream."""
-        if not self._out:
-            return
-        out, self._out = self._out, {}
-        ends, self._out_ends = self._out_ends, set()
-        for stream_id, chunks in out.items():
-            data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-            self._engine.send(stream_id, data, stream_id in ends)
-
     def _arm(self) -> None:
         """Have the loop call at the engine's time. A timer that fires early is set anew."""
         at = self._engine.timer()
@@ -455,7 +454,7 @@ class QuicLink:
             self._timer.cancel()
             self._timer = None
         self._early.clear()
-        self._out.clear()
+        self._outbox.clear()
         self.settled.set()
         self._owner.link_ended(self, last_words)
         if was_open and self._handler is not None:

@@ -61,7 +61,7 @@ class BodySender:
                 self._views.append(view[room:])
                 view = view[:room]
             self._sent += view.nbytes
-            channel.write(self._stream, view, end=not self._views)
+            channel.write(self._stream, view, end=not self._views, lent=True)
         if not self._views and channel.error is None:
             self.is_written = True
             if not self._sent:

@@ -71,15 +71,18 @@ class Calls:
     def __len__(self) -> int:
         return len(self._pending)
 
-    async def call(self, service: str, method: MethodSpec, arguments: Any, deadline: float) -> Any:
-        """Run a unary call.
+    async def call(
+        self, service: str, method: MethodSpec, arguments: Any, deadline: float, left: float
+    ) -> Any:
+        """Run a unary call. `left` is how far away the deadline is, or was a moment ago.
 
         Raises:
             RpcError: see `lattica.errors`.
         """
         if self._channel.is_full:
             await self._room(deadline)
-        pending = self._start(service, method, arguments, deadline)
+            left = deadline - self._loop.time()
+        pending = self._start(service, method, arguments, deadline, left)
         try:
             outcome = await pending.future  # bounded: see `_expire`
         except BaseException:
@@ -102,7 +105,8 @@ class Calls:
         """Start a call whose items are then read from the result."""
         if self._channel.is_full:
             await self._room(deadline)
-        pending = self._start(service, method, arguments, deadline)
+        left = deadline - self._loop.time()
+        pending = self._start(service, method, arguments, deadline, left)
         pending.items = ItemReader(self._channel)
         return OpenStream(self, method, pending)
 
@@ -115,11 +119,12 @@ class Calls:
         except LinkLostError as error:
             raise lost_call(error, may_have_run=False) from None
 
-    def _start(self, service: str, method: MethodSpec, arguments: Any, deadline: float) -> Pending:
+    def _start(
+        self, service: str, method: MethodSpec, arguments: Any, deadline: float, left: float
+    ) -> Pending:
         channel = self._channel
         if channel.error is not None:
             raise lost_call(channel.error, may_have_run=False)
-        left = deadline - self._loop.time()
         if left <= 0:
             raise DeadlineError("the deadline passed before the call was sent")
         call = self._next

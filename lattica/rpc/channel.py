@@ -50,6 +50,7 @@ class Channel:
         )
         self._batch = Batch(min(BATCH, config.max_frame // 4))
         self._scheduled = False
+        self.is_full = False  # the control plane is behind: call `room` before sending more
         self._sent = self._acked = self._received = self._acked_by_us = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._resuming = 0  # woken, and about to send
@@ -80,7 +81,8 @@ class Channel:
         batch = self._batch
         if not self.encoder.append(message, batch.buffer):
             return False
-        batch.added()
+        if batch.added():
+            self._check_full()
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._flush)
@@ -90,14 +92,9 @@ class Channel:
     def _unacknowledged(self) -> int:
         return self._sent + len(self._batch) - self._acked
 
-    @property
-    def is_full(self) -> bool:
-        """Whether the control plane is behind: call `room` before sending more."""
-        return bool(
-            self._sent - self._acked > CONTROL_WINDOW
-            or len(self._batch) > CONTROL_WINDOW
-            or self._waiting
-            or self._resuming
+    def _check_full(self) -> None:
+        self.is_full = bool(
+            self._waiting or self._resuming or self._unacknowledged > CONTROL_WINDOW
         )
 
     async def room(self) -> None:
@@ -108,11 +105,13 @@ class Channel:
         """
         waiter = self._loop.create_future()
         self._waiting.append(waiter)
+        self.is_full = True
         try:
-            await waiter
+            await waiter  # until the other end takes something in, or the link is lost
         finally:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
+                self._check_full()
             else:
                 self._resuming -= 1
                 self._loop.call_soon(self._wake)  # once this one has sent
@@ -129,6 +128,7 @@ class Channel:
             self._resuming += 1
             if not waiter.done():
                 waiter.set_result(None)
+        self._check_full()
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -139,16 +139,22 @@ class Channel:
             return
         out = self._batch.take()
         self._sent += len(out)
-        self.write(self._control, out)
+        self._check_full()
+        self.write(self._control, out, lent=True)
         if self.error is None:
             self._events.flushed()
 
     def write(
-        self, stream: int, data: bytes | bytearray | memoryview, *, end: bool = False
+        self,
+        stream: int,
+        data: bytes | bytearray | memoryview,
+        *,
+        end: bool = False,
+        lent: bool = False,
     ) -> None:
-        """Write to the link; a lost link is told through `lost`, not here."""
+        """Write to the link (see there); a lost link is told through `lost`, not here."""
         try:
-            self.link.write(stream, data, end=end)
+            self.link.write(stream, data, end=end, lent=lent)
         except LinkLostError as error:
             self.link_lost(error)
 

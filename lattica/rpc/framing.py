@@ -37,11 +37,13 @@ class Batch:
         waiting = len(self.buffer) if self._count else 0
         return len(self._sealed) + waiting
 
-    def added(self) -> None:
-        """One more message is in the buffer."""
+    def added(self) -> bool:
+        """One more message is in the buffer. True if that has filled a frame."""
         self._count += 1
-        if len(self.buffer) >= self._target:
-            self._seal()
+        if len(self.buffer) < self._target:
+            return False
+        self._seal()
+        return True
 
     def take(self) -> bytearray:
         """The frames so far."""

@@ -11,7 +11,9 @@ import msgspec
 
 from lattica.errors import BadArgumentsError, BadResultError
 from lattica.identity import grants
+from lattica.identity.keys import PeerId
 from lattica.rpc import codec
+from lattica.rpc.buffers import Buffer
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "_lattica_scope"
@@ -57,6 +59,11 @@ class MethodSpec:
             for parameter in self.signature.parameters.values()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         )
+        # Values of just these types need no further look: most calls, at a third of the cost.
+        kinds = [hints[parameter] for parameter in parameters]
+        is_exact = not self._keywords and all(map(_is_exact, kinds))
+        self._exact = tuple(kinds) if is_exact else None
+        self._exact_result = self.result_type if _is_exact(self.result_type) else None
         self.args_decoder = codec.Decoder(self.args_type)
         self.result_decoder = codec.Decoder(self.result_type)
 
@@ -66,6 +73,8 @@ class MethodSpec:
         Raises:
             BadArgumentsError: they do not fit the signature or the annotations.
         """
+        if not kwargs and tuple(map(type, args)) == self._exact:
+            return self.args_type(*args)
         if kwargs or self._keywords or len(args) != len(self._names):
             try:
                 bound = self.signature.bind(*args, **kwargs)
@@ -92,6 +101,8 @@ class MethodSpec:
         Raises:
             BadResultError: it is none.
         """
+        if type(value) is self._exact_result:
+            return value
         try:
             return codec.check(value, self.result_type)
         except BadArgumentsError as error:
@@ -102,6 +113,11 @@ class MethodSpec:
 
     def __repr__(self) -> str:
         return f"MethodSpec({self.name}{self.signature})"
+
+
+def _is_exact(kind: Any) -> bool:
+    """Whether every value whose type is just `kind` is a valid `kind`."""
+    return kind in (bool, int, float, str, bytes, Buffer, PeerId)
 
 
 def methods_of(service: type[Any]) -> dict[str, MethodSpec]:

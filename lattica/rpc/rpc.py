@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import time
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -20,10 +21,20 @@ from lattica.rpc.local import LocalCalls
 from lattica.rpc.methods import MethodSpec, methods_of
 from lattica.rpc.registry import Registry
 from lattica.rpc.session import Session
-from lattica.rpc.stubs import Stub
+from lattica.rpc.stubs import Stub, UnaryCall
 from lattica.rpc.timer import Timer
 
 T = TypeVar("T")
+
+
+class _Route:
+    """Where the calls of one stub go: the session to its peer, while that can be used."""
+
+    __slots__ = ("peer", "session")
+
+    def __init__(self, peer: PeerId) -> None:
+        self.peer = peer
+        self.session: Session | None = None
 
 
 class Rpc:
@@ -47,6 +58,7 @@ class Rpc:
         self._local = LocalCalls(self._registry, links.local, self.name)
         self._tasks: asyncio.TaskGroup
         self._timer: Timer
+        self._now: Callable[[], float] = time.monotonic  # the loop's, once it runs
         self._running = False
 
     @property
@@ -56,6 +68,7 @@ class Rpc:
 
     async def __aenter__(self) -> Rpc:
         self._timer = Timer()
+        self._now = asyncio.get_running_loop().time
         self._tasks = asyncio.TaskGroup()
         await self._tasks.__aenter__()
         self._running = True
@@ -116,10 +129,15 @@ class Rpc:
             timeout = self.config.default_timeout
         if stream_timeout is None:
             stream_timeout = math.inf
+        unary: UnaryCall
+        if peer == self.local:
+            unary = functools.partial(self._local_unary, name, timeout)
+        else:
+            unary = functools.partial(self._unary, _Route(peer), name, timeout)
         stub = Stub(
             f"{name} of {peer.short}",
             self._methods(service),
-            functools.partial(self._unary, peer, name, timeout),
+            unary,
             functools.partial(self._stream, peer, name, timeout, stream_timeout),
         )
         return cast(T, stub)
@@ -144,14 +162,23 @@ class Rpc:
     # ------------------------------------------------------------------ calls
 
     async def _unary(
-        self, peer: PeerId, name: str, timeout: float, spec: MethodSpec, arguments: Any
+        self, route: _Route, name: str, timeout: float, spec: MethodSpec, arguments: Any
+    ) -> Any:
+        deadline = self._now() + timeout
+        session = route.session
+        if session is None or session.channel.error is not None or not session.link.is_open:
+            self._check_running()
+            session = route.session = self._find(route.peer)
+            if session is None:
+                session = await self._connect(route.peer, deadline)
+                timeout = deadline - self._now()
+        return await session.calls.call(name, spec, arguments, deadline, timeout)
+
+    async def _local_unary(
+        self, name: str, timeout: float, spec: MethodSpec, arguments: Any
     ) -> Any:
         self._check_running()
-        deadline = self._timer.now() + timeout
-        if peer == self.local:
-            return await self._local.call(name, spec, arguments, deadline)
-        session = self._find(peer) or await self._connect(peer, deadline)
-        return await session.calls.call(name, spec, arguments, deadline)
+        return await self._local.call(name, spec, arguments, self._now() + timeout)
 
     async def _stream(
         self,
@@ -163,7 +190,7 @@ class Rpc:
         arguments: Any,
     ) -> OpenStream | AsyncGenerator[Any, None]:
         self._check_running()
-        now = self._timer.now()
+        now = self._now()
         deadline = now + stream_timeout
         if peer == self.local:
             return self._local.stream(name, spec, arguments, deadline)
