@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import anyio
-import msgspec
 
-from bench.rows import Row, show
+from bench.rows import Row, show, write
 
 PARTS = ("rpc", "actors", "serving")
 
@@ -35,7 +34,7 @@ def main() -> int:
     show(rows)
     print(f"medians of {args.rounds} alternating rounds, two processes on loopback of this machine")
     if args.json is not None:
-        args.json.write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
+        write(rows, args.json)
     return 0
 
 

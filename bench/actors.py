@@ -15,7 +15,8 @@ import anyio.to_thread
 
 import lattica
 from bench.processes import other
-from bench.rows import Row, alternate
+from bench.rows import Measure, Row, medians, row
+from bench.targets import DEFAULT_ENGINE
 
 START_TIMEOUT = 30.0
 POOL = "ProcessPoolExecutor, 1 local worker"
@@ -74,25 +75,16 @@ def _measure(ticket: str, rounds: int, calls: int) -> list[Row]:
 
         async def both() -> list[Row]:
             return [
-                await alternate(
-                    "actor calls/s, sent in bursts",
-                    "calls/s",
-                    pipelined,
-                    pooled,
-                    reference_name=POOL,
-                    rounds=rounds,
-                ),
-                await alternate(
-                    "actor call, one at a time",
-                    "ms",
-                    one,
-                    one_pooled,
-                    reference_name=POOL,
-                    rounds=rounds,
-                ),
+                await _beside("actor calls, in bursts", "calls/s", pipelined, pooled, rounds),
+                await _beside("actor call, one at a time", "ms", one, one_pooled, rounds),
             ]
 
         return asyncio.run(both())
+
+
+async def _beside(title: str, unit: str, ours: Measure, theirs: Measure, rounds: int) -> Row:
+    value, reference = await medians([ours, theirs], rounds=rounds)
+    return row(title, DEFAULT_ENGINE, value, unit, reference=reference, against=POOL)
 
 
 def _rate(calls: int, burst: Callable[[], object]) -> float:

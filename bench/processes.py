@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -23,6 +24,16 @@ class Other:
         self._process = process
         assert process.stdout is not None
         self._lines = BufferedByteReceiveStream(process.stdout)
+
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        return self._process.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal; one that has ended does not mind."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
 
     async def line(self, timeout: float = START_TIMEOUT) -> str:
         """The next line."""
@@ -45,7 +56,8 @@ async def other(*words: str) -> AsyncIterator[Other]:
         yield Other(process)
     finally:
         with anyio.CancelScope(shield=True):
-            process.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
             with anyio.move_on_after(STOP_TIMEOUT):
                 await process.wait()
             if process.returncode is None:

@@ -1,81 +1,136 @@
-"""A row of results, and how rows are printed."""
+"""A row of results, how medians are taken, and how rows are printed and written."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from bench.targets import target_of
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One measure beside its reference, both medians of alternating rounds."""
+
+class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One measure beside its reference, both medians of alternating rounds.
+
+    The target bounds the ratio, or the value where there is no ratio. `met` is None where
+    there is no target or nothing was measured; `note` then says why.
+    """
 
     measure: str
-    value: float
+    engine: str
+    value: float | None
     unit: str
     reference: float | None
-    reference_name: str
     ratio: float | None
-    rounds: int
+    target: float | None
+    met: bool | None
+    note: str = ""
+    against: str = ""  # what the reference is
 
 
 Measure = Callable[[], Awaitable[float]]
 
 
-async def alternate(
+def row(
     measure: str,
+    engine: str,
+    value: float,
     unit: str,
-    ours: Measure,
-    theirs: Measure | None,
     *,
-    reference_name: str,
-    rounds: int = 5,
+    reference: float | None = None,
+    against: str = "",
+    note: str = "",
 ) -> Row:
-    """Run both in turn, `rounds` times each, and compare the medians.
-
-    Alternating makes drifts of a noisy machine hit both alike.
-    """
-    values: list[float] = []
-    references: list[float] = []
-    for _ in range(rounds):
-        values.append(await ours())
-        if theirs is not None:
-            references.append(await theirs())
-    value = statistics.median(values)
-    reference = statistics.median(references) if references else None
+    """A measured row, judged by its target."""
+    ratio = value / reference if reference else None
+    target = target_of(measure, engine)
+    figure = value if ratio is None else ratio
     return Row(
         measure=measure,
+        engine=engine,
         value=value,
         unit=unit,
         reference=reference,
-        reference_name=reference_name,
-        ratio=value / reference if reference else None,
-        rounds=rounds,
+        ratio=ratio,
+        target=None if target is None else target.limit,
+        # A row that should have a reference and has none is not judged.
+        met=None if target is None or (against and ratio is None) else target.met(figure),
+        note=note,
+        against=against,
     )
+
+
+def unmeasured(measure: str, engine: str, reason: str) -> Row:
+    """A row that says why there is no figure."""
+    target = target_of(measure, engine)
+    return Row(
+        measure=measure,
+        engine=engine,
+        value=None,
+        unit="",
+        reference=None,
+        ratio=None,
+        target=None if target is None else target.limit,
+        met=None,
+        note=reason,
+    )
+
+
+async def medians(
+    contestants: Sequence[Measure],
+    *,
+    rounds: int,
+    tell: Callable[[int], None] = lambda _: None,
+) -> list[float]:
+    """Run all in turn, `rounds` times; the median of each.
+
+    Alternating makes drifts of a noisy machine hit all alike. `tell` hears of each round.
+    """
+    values: list[list[float]] = [[] for _ in contestants]
+    for number in range(rounds):
+        tell(number + 1)
+        for contestant, into in zip(contestants, values, strict=True):
+            into.append(await contestant())
+    return [statistics.median(each) for each in values]
 
 
 def show(rows: Sequence[Row]) -> None:
     """Print a table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("measure", "value", "unit", "reference", "its value", "ratio"):
-        table.add_column(column, justify="left" if column in ("measure", "reference") else "right")
-    for row in rows:
+    left = ("measure", "engine", "against")
+    for column in (*left[:2], "value", "unit", left[2], "its value", "ratio", "target", "met"):
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+    for each in rows:
         table.add_row(
-            row.measure,
-            _figure(row.value),
-            row.unit,
-            row.reference_name,
-            "-" if row.reference is None else _figure(row.reference),
-            "-" if row.ratio is None else f"{row.ratio:.2f} x",
+            each.measure,
+            each.engine,
+            _figure(each.value),
+            each.unit,
+            each.against,
+            _figure(each.reference),
+            "-" if each.ratio is None else f"{each.ratio:.3g} x",
+            str(target_of(each.measure, each.engine) or "-"),
+            {True: "yes", False: "[bold red]no[/]", None: "-"}[each.met],
         )
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 140
     console.print(table)
+    for each in rows:
+        if each.note:
+            console.print(f"{each.measure} ({each.engine}): {each.note}", markup=False)
 
 
-def _figure(value: float) -> str:
+def write(rows: Sequence[Row], file: Path) -> None:
+    """The rows as a JSON list."""
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(list(rows))) + b"\n")
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,86 +1,108 @@
-"""128 B calls between two processes on loopback: rate and latency."""
+"""`python -m bench.rpc`: calls and streams between two processes on loopback.
+
+Each row measures its reference in the same run, in turn with ours, and shows medians.
+`--only` takes measures or the beginnings of their names, such as `echo` or `bulk_quic`.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import argparse
+import importlib
+import importlib.util
 import sys
 import time
-from collections.abc import AsyncIterator
-from functools import partial
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
 
-from bench import grpc_echo
-from bench.floor import FloorClient
-from bench.loops import Call, p50, rate
-from bench.processes import other
-from bench.rows import Row, alternate
-from bench.servers import Echo, Where
-from lattica.identity import wire
-from lattica.identity.grants import Membership
-from lattica.identity.keys import Identity
-from lattica.link.endpoint import Endpoint
-from lattica.path.udp import UdpPath
-from lattica.rpc import Buffer, Rpc
+import anyio
 
-BODY = b"x" * 128
+from bench import mesh
+from bench.rows import Row, show, unmeasured, write
+from bench.run import Options, Run
+from bench.targets import ENGINES, TARGETS
+
+FAMILIES = ("echo", "bulk", "streams", "wan", "memory", "idle", "connect", "faults")
 
 
-@contextlib.asynccontextmanager
-async def lattica_call(where: Where) -> AsyncIterator[Call]:
-    """An echo over a link."""
-    identity = Identity.generate()
-    path = UdpPath.bind("127.0.0.1:0")
-    async with (
-        Endpoint(identity, Membership(where.mesh), path, name="client") as links,
-        Rpc(links) as rpc,
-    ):
-        links.learn(where.peer, [where.address])
-        echo = rpc.client(where.peer, Echo, "echo", timeout=10.0)
-        body = Buffer(BODY)
-        yield lambda: echo.echo(body)
+def families() -> list[ModuleType]:
+    """The modules that measure; each has `MEASURES` and `rows(run, wanted)`."""
+    names = [f"bench.{name}" for name in FAMILIES]
+    return [importlib.import_module(name) for name in names if importlib.util.find_spec(name)]
 
 
-async def rows(*, rounds: int = 5, seconds: float = 1.0) -> list[Row]:
-    """The table's first part.
+def select(words: Sequence[str]) -> list[str]:
+    """The measures that `words` name or begin; all without words.
 
-    A grpc channel is made once and kept, as is the link.
+    Raises:
+        SystemExit: a word names none.
     """
-    started = time.perf_counter()
+    for word in words:
+        if not any(measure.startswith(word) for measure in TARGETS):
+            raise SystemExit(f"no measure begins with {word!r}; there are: {', '.join(TARGETS)}")
+    return [m for m in TARGETS if not words or any(m.startswith(word) for word in words)]
+
+
+async def rows(
+    *, rounds: int = 5, options: Options | None = None, only: Sequence[str] = ()
+) -> list[Row]:
+    """The rows of the wanted measures, for each engine, in the table's order."""
+    options = options or Options(engines=tuple(mesh.engines("both")), rounds=rounds)
+    wanted, started = select(only), time.perf_counter()
     result: list[Row] = []
-    async with contextlib.AsyncExitStack() as stack:
-        server = await stack.enter_async_context(other("bench.servers"))
-        where = wire.decode(bytes.fromhex(await server.line()), Where)
-        call = await stack.enter_async_context(lattica_call(where))
-        loop = asyncio.get_running_loop()
-        _, floor = await loop.create_connection(FloorClient, "127.0.0.1", where.floor_port)
-        stack.callback(floor.close)
-        references: list[tuple[str, Call]] = [
-            ("TCP + msgspec, not encrypted", lambda: floor.echo(BODY))
-        ]
-        if grpc_echo.available():
-            channel, echo = grpc_echo.client(where.grpc_port, where.grpc_cert)
-            stack.push_async_callback(channel.close)
-            references.insert(0, ("grpc.aio, TLS", lambda: echo(BODY)))
-        for name, reference in references:
-            result.append(
-                await alternate(
-                    "128 B calls/s, 64 in flight",
-                    "calls/s",
-                    partial(rate, call, in_flight=64, seconds=seconds),
-                    partial(rate, reference, in_flight=64, seconds=seconds),
-                    reference_name=name,
-                    rounds=rounds,
-                )
-            )
-            result.append(
-                await alternate(
-                    "128 B call p50, one in flight",
-                    "ms",
-                    partial(p50, call, count=500),
-                    partial(p50, reference, count=500),
-                    reference_name=name,
-                    rounds=rounds,
-                )
-            )
+    async with Run(options) as run:
+        for family in families():
+            mine = [measure for measure in wanted if measure in family.MEASURES]
+            if mine:
+                result += await _family(run, family, mine)
+        run.quiet()
     sys.stderr.write(f"rpc: {time.perf_counter() - started:.0f} s\n")
+    order = list(TARGETS)
+    return sorted(result, key=lambda each: (order.index(each.measure), each.engine))
+
+
+async def _family(run: Run, family: ModuleType, wanted: list[str]) -> list[Row]:
+    """The family's rows; if it fails, rows that say so, and the others are still measured."""
+    try:
+        result: list[Row] = await family.rows(run, wanted)
+    except Exception as error:  # noqa: BLE001 - told in the rows
+        run.quiet()
+        sys.stderr.write(f"{family.__name__} failed: {error!r}\n")
+        reason = f"failed: {error!r}"
+        return [unmeasured(each, engine, reason) for each in wanted for engine in run.engines]
     return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; 1 if a target is missed or a measure failed."""
+    parser = argparse.ArgumentParser(prog="python -m bench.rpc", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
+    parser.add_argument("--only", nargs="+", default=[], metavar="MEASURE")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds per row")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, metavar="S", help="of each timed part of a round"
+    )
+    parser.add_argument("--engine", choices=(*ENGINES, "both"), default="both")
+    parser.add_argument("--uvloop", action="store_true", help="both ends, on both sides")
+    args = parser.parse_args(argv)
+    select(args.only)  # complains at once
+    options = Options(
+        engines=tuple(mesh.engines(args.engine)),
+        rounds=args.rounds,
+        seconds=args.seconds,
+        uvloop=args.uvloop,
+    )
+    measured = anyio.run(
+        lambda: rows(options=options, only=args.only),
+        backend_options={"use_uvloop": args.uvloop},
+    )
+    show(measured)
+    loop = "uvloop" if args.uvloop else "asyncio"
+    print(f"medians of {args.rounds} alternating rounds, two processes on loopback, {loop}")
+    if args.json is not None:
+        write(measured, args.json)
+    return 0 if all(each.met is not False and each.value is not None for each in measured) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

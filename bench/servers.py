@@ -1,85 +1,79 @@
-"""The other process of each measurement: `python -m bench.servers`.
+"""The other process of a measurement: `python -m bench.servers KIND …`.
 
-Serves an echo three ways at once, prints one JSON line with where, and ends when its
-standard input does.
+Serves one thing, prints one line with where, and ends when its standard input does.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import contextlib
 import sys
-import time
+from collections.abc import AsyncIterator
 
 import anyio
+import anyio.to_thread
 import msgspec
 
-from bench import grpc_echo
+from bench import grpc_peer
 from bench.floor import FloorServer
+from bench.mesh import KINDS, Where, link_config, member
+from bench.services import NAME, Service
+from bench.targets import ENGINES
 from lattica.identity import wire
-from lattica.identity.grants import MEMBER, Membership, issue
-from lattica.identity.keys import Identity, PeerId
-from lattica.link.endpoint import Endpoint
-from lattica.path.udp import UdpPath
-from lattica.rpc import Buffer, Rpc, method
-
-YEAR = 365 * 86_400.0
+from lattica.identity.keys import Identity
 
 
-class Echo:
-    """Answers with what it was given."""
+class FloorWhere(msgspec.Struct, frozen=True):
+    """Where the floor is."""
 
-    @method(scope=None)
-    async def echo(self, data: Buffer) -> Buffer:
-        """The same bytes."""
-        return data
+    port: int
 
 
-class Where(msgspec.Struct, frozen=True):
-    """Where the echoes are."""
-
-    peer: PeerId
-    mesh: PeerId
-    address: str
-    floor_port: int
-    grpc_port: int
-    grpc_cert: bytes
+@contextlib.asynccontextmanager
+async def _lattica(args: argparse.Namespace) -> AsyncIterator[Where]:
+    authority = Identity(bytes.fromhex(args.authority))
+    config = link_config(args.engine, args.path)
+    async with member(authority, config, name="server") as (links, rpc):
+        rpc.register(NAME, Service())
+        yield Where(rpc.local, links.addresses[0])
 
 
-def membership(authority: Identity, peer: PeerId, *, now: float) -> Membership:
-    """A membership for a peer of the bench's own mesh."""
-    grant = issue(
-        authority, mesh=authority.peer_id, subject=peer, scopes=MEMBER, expires=now + YEAR
-    )
-    return Membership(authority.peer_id, (grant,))
-
-
-async def main() -> None:
-    """Serve until standard input ends."""
-    authority, identity = Identity.generate(), Identity.generate()
-    shown = membership(authority, identity.peer_id, now=time.time())
+@contextlib.asynccontextmanager
+async def _floor(_args: argparse.Namespace) -> AsyncIterator[FloorWhere]:
     loop = asyncio.get_running_loop()
-    floor = await loop.create_server(FloorServer, "127.0.0.1", 0)
-    key, cert = grpc_echo.certificate()
-    grpc_server, grpc_port = (
-        await grpc_echo.serve(key, cert) if grpc_echo.available() else (None, 0)
-    )
-    path = UdpPath.bind("127.0.0.1:0")
-    async with Endpoint(identity, shown, path, name="bench") as links, Rpc(links) as rpc:
-        rpc.register("echo", Echo())
-        where = Where(
-            identity.peer_id,
-            authority.peer_id,
-            links.addresses[0],
-            floor.sockets[0].getsockname()[1],
-            grpc_port,
-            cert,
-        )
+    server = await loop.create_server(FloorServer, "127.0.0.1", 0)
+    async with server:
+        yield FloorWhere(server.sockets[0].getsockname()[1])
+
+
+@contextlib.asynccontextmanager
+async def _grpc(_args: argparse.Namespace) -> AsyncIterator[grpc_peer.Where]:
+    async with grpc_peer.serve() as where:
+        yield where
+
+
+_SERVERS = {"lattica": _lattica, "floor": _floor, "grpc": _grpc}
+
+
+async def main(args: argparse.Namespace) -> None:
+    """Serve until standard input ends."""
+    async with _SERVERS[args.what](args) as where:
         print(wire.encode(where).hex(), flush=True)
         await anyio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
-    floor.close()
-    if grpc_server is not None:
-        await grpc_server.stop(None)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.servers", description=__doc__)
+    parser.add_argument("what", choices=sorted(_SERVERS))
+    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0])
+    parser.add_argument("--path", choices=KINDS, default=KINDS[0])
+    parser.add_argument("--authority", default="", help="seed of the mesh's authority, hex")
+    parser.add_argument("--uvloop", action="store_true")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    anyio.run(main)
+    options = parse()
+    anyio.run(main, options, backend_options={"use_uvloop": options.uvloop})

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from bench.processes import Other, other
-from bench.rows import Row, alternate
+from bench.rows import Row, medians, row
+from bench.targets import DEFAULT_ENGINE
 from lattica.peer import Peer, PeerOptions
 from serving.client import Client, NewToken, Request
 
@@ -47,16 +48,16 @@ async def rows(*, rounds: int = 5, model: Path = MODEL) -> list[Row]:
             await reference.say(str(TOKENS))
             return float(await reference.line())
 
-        row = await alternate(
-            f"tokens/s, one session, ring of {len(SPANS)}",
-            "tokens/s",
-            lambda: _over_the_ring(client),
-            unsharded,
-            reference_name="transformers, unsharded",
-            rounds=rounds,
-        )
+        value, theirs = await medians([lambda: _over_the_ring(client), unsharded], rounds=rounds)
     sys.stderr.write(f"serving: {time.perf_counter() - started:.0f} s\n")
-    return [row]
+    return [
+        row(
+            f"tokens/s, one session, ring of {len(SPANS)}",
+            *(DEFAULT_ENGINE, value, "tokens/s"),
+            reference=theirs,
+            against="transformers, unsharded",
+        )
+    ]
 
 
 async def _event(process: Other, name: str) -> dict[str, object]:

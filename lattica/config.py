@@ -23,6 +23,7 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_pending: int = 256  # handshakes in progress from others
     socket_buffer: int = 4 * MIB
     datagram: int = 1452  # largest QUIC datagram sent, before path discovery
+    max_datagram: int = 65_535  # none larger is ever sent, whatever the path takes
 
 
 class RpcConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -364,7 +364,7 @@ class Endpoint:
         return EngineConfig(
             is_client=is_client,
             certificate=self._certificate,
-            datagram=max(header.MIN_INITIAL, limit),
+            datagram=max(header.MIN_INITIAL, min(limit, self.config.max_datagram)),
             window=self.path.window_limit(address) or MAX_WINDOW,
             max_unordered=MAX_UNORDERED,
         )

@@ -1,0 +1,113 @@
+"""Peers of the measurements' own mesh, on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import msgspec
+
+from bench.services import NAME, Service
+from bench.targets import ENGINES
+from lattica.config import LinkConfig
+from lattica.identity.grants import MEMBER, Membership, issue
+from lattica.identity.keys import Identity, PeerId
+from lattica.link.endpoint import Endpoint
+from lattica.path.udp import UdpPath
+from lattica.rpc import Rpc
+
+YEAR = 365 * 86_400.0
+TIMEOUT = 20.0  # seconds for a call; slow machines are slow
+KINDS = ("auto", "1452", "tcp")  # how a link's packets go
+
+
+class Client:
+    """A peer and its stub of the measured service."""
+
+    def __init__(self, links: Endpoint, rpc: Rpc, server: PeerId) -> None:
+        self.links = links
+        self.rpc = rpc
+        self.server = server
+        self.stub: Service = rpc.client(server, Service, NAME, timeout=TIMEOUT)
+
+
+class Where(msgspec.Struct, frozen=True):
+    """Where a peer is."""
+
+    peer: PeerId
+    address: str
+
+
+def engines(wanted: str) -> list[str]:
+    """The engines to measure: `both` is those that are installed.
+
+    Raises:
+        SystemExit: the one asked for is not installed.
+    """
+    found = ["aioquic"]
+    if "engine" in LinkConfig.__struct_fields__ and importlib.util.find_spec("qh3") is not None:
+        found.append("qh3")
+    if wanted == "both":
+        return found
+    if wanted not in found:
+        raise SystemExit(f"the engine {wanted} is not installed; pip install 'lattica-mesh[fast]'")
+    return [wanted]
+
+
+def obstacle(kind: str) -> str:
+    """Why links of a kind cannot be made; empty if they can."""
+    if kind == "tcp":
+        return "there is no TCP path yet"
+    return ""
+
+
+def link_config(engine: str, kind: str = "auto") -> LinkConfig:
+    """The configuration of both ends of a measured link."""
+    assert engine in ENGINES
+    assert kind in KINDS
+    chosen: dict[str, Any] = {}
+    if "engine" in LinkConfig.__struct_fields__:
+        chosen["engine"] = engine
+    if kind == "1452":
+        chosen["max_datagram"] = 1452
+    return LinkConfig(**chosen)
+
+
+def membership(authority: Identity, peer: PeerId) -> Membership:
+    """A membership of the measurements' mesh."""
+    grant = issue(
+        authority,
+        mesh=authority.peer_id,
+        subject=peer,
+        scopes=MEMBER,
+        expires=time.time() + YEAR,
+    )
+    return Membership(authority.peer_id, (grant,))
+
+
+@contextlib.asynccontextmanager
+async def member(
+    authority: Identity, config: LinkConfig, *, identity: Identity | None = None, name: str = ""
+) -> AsyncIterator[tuple[Endpoint, Rpc]]:
+    """A peer on a socket of its own."""
+    identity = identity or Identity.generate()
+    path = UdpPath.bind("127.0.0.1:0", socket_buffer=config.socket_buffer)
+    shown = membership(authority, identity.peer_id)
+    async with (
+        Endpoint(identity, shown, path, name=name, config=config) as links,
+        Rpc(links, name=name) as rpc,
+    ):
+        yield links, rpc
+
+
+@contextlib.asynccontextmanager
+async def client(
+    authority: Identity, where: Where, config: LinkConfig, *, addresses: Sequence[str] = ()
+) -> AsyncIterator[Client]:
+    """A peer that can call the one at `where`, by its own address or by `addresses`."""
+    async with member(authority, config, name="client") as (links, rpc):
+        links.learn(where.peer, addresses or (where.address,))
+        yield Client(links, rpc, where.peer)

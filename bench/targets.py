@@ -1,0 +1,73 @@
+"""What each measure is to reach, for each engine."""
+
+from __future__ import annotations
+
+import msgspec
+
+ENGINES = ("aioquic", "qh3")
+DEFAULT_ENGINE = ENGINES[0]
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A bound for a row's ratio, or for its value where it has no ratio."""
+
+    limit: float
+    at_least: bool
+
+    def met(self, figure: float) -> bool:
+        """Whether `figure` keeps the bound."""
+        return figure >= self.limit if self.at_least else figure <= self.limit
+
+    def share(self, figure: float) -> float:
+        """How far `figure` is, 1.0 being just there and more being better."""
+        if self.at_least:
+            return figure / self.limit
+        return self.limit / figure if figure else float("inf")
+
+    def __str__(self) -> str:
+        return f"{'≥' if self.at_least else '≤'} {self.limit:g}"
+
+
+def _at_least(aioquic: float, qh3: float | None = None) -> tuple[Target, Target]:
+    return Target(aioquic, True), Target(aioquic if qh3 is None else qh3, True)
+
+
+def _at_most(aioquic: float, qh3: float | None = None) -> tuple[Target, Target]:
+    return Target(aioquic, False), Target(aioquic if qh3 is None else qh3, False)
+
+
+# In the order in which they are shown. A measure of several figures has a row for each.
+TARGETS: dict[str, tuple[Target, Target]] = {
+    "echo128_c64": _at_least(10, 20),
+    "echo128_c64_floor": _at_least(0.25, 0.5),
+    "echo128_c1_p50": _at_most(0.6, 0.35),
+    "echo128_c1024": _at_least(1.0),
+    "upload256k_c8": _at_least(1.2, 2.5),
+    "echo256k_c8": _at_least(1.0, 2.0),
+    "bulk_quic": _at_least(0.5, 1.3),
+    "bulk_quic_1452": _at_least(0.08, 0.5),
+    "bulk_tcp": _at_least(0.4, 0.8),
+    "items128": _at_least(5, 8),
+    "mixed_p50": _at_most(4.0),  # milliseconds
+    "mixed_bulk": _at_least(0.7),  # share of its own rate that bulk keeps
+    "wan_clean": _at_least(0.9),
+    "wan_loss1": _at_least(0.7),
+    "wan_echo128_c256": _at_least(0.9),
+    "wan_echo256k_c16": _at_least(0.85),
+    "upload64m_memory": _at_most(1.5),
+    "upload64m_memory_file": _at_most(0.1),
+    "idle_links": _at_most(120.0),  # KB a link
+    "idle_links_cpu": _at_most(5.0),  # percent of a core, for 1,000
+    "connect": _at_most(1.0),
+    "dead_peer": _at_most(0.5),  # seconds; killed
+    "dead_peer_silent": _at_most(2.0),
+    "dead_peer_frozen": _at_most(5.0),
+}
+
+
+def target_of(measure: str, engine: str) -> Target | None:
+    """The bound of a measure for an engine; None for measures without one."""
+    both = TARGETS.get(measure)
+    if both is None or engine not in ENGINES:
+        return None
+    return both[ENGINES.index(engine)]
