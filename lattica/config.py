@@ -34,7 +34,12 @@ class RpcConfig(msgspec.Struct, frozen=True, kw_only=True):
     inline_limit: int = 16 * KIB  # larger buffers take a data stream
     stream_window: int = 1 * MIB  # bytes a sender may be ahead of its receiver
     max_body: int = 4 * 1024 * MIB
-    max_calls_per_peer: int = 16_384  # in flight, from one peer
+    max_calls_per_peer: int = 16_384  # in flight, from one peer: running, waiting or arriving
+    max_running: int = 16_384  # calls that run here at a time, of all peers together,
+    max_running_per_peer: int = 8_192  # of one peer,
+    max_concurrency: int = 16_384  # and of one method that does not say
+    max_queue: int = 4_096  # calls that wait for a place, for one method that does not say
+    max_queue_bytes: int = 64 * MIB  # of their arguments, for each method
     max_streams_per_peer: int = 1_024
 
 

@@ -26,25 +26,33 @@ class LocalCalls:
         self._registry = registry
         self._local = local
         self._name = name
+        self._share = registry.share(local)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
     async def call(self, service: str, method: MethodSpec, arguments: Any, deadline: float) -> Any:
         """See `Calls.call`."""
-        handler = self._start(service, method)
+        handler = self._find(service, method)
+        arrived = await self._enter(handler, deadline)
+        began = self._now()
         try:
             value = await self._step(
                 self._context(deadline), handler.spec.invoke, handler.function, arguments
             )
             return handler.spec.check_result(value)
         except BaseException as error:  # noqa: BLE001 - mapped as over a link
-            raise self._mapped(handler, error, deadline) from error.__cause__
+            raise self._mapped(handler, error) from error.__cause__
         finally:
-            handler.running -= 1
+            self._leave(handler, arrived, began)
 
     async def stream(
         self, service: str, method: MethodSpec, arguments: Any, deadline: float
     ) -> AsyncGenerator[Any, None]:
         """See `Calls.start_stream`."""
-        handler = self._start(service, method)
+        handler = self._find(service, method)
+        arrived = await self._enter(handler, deadline)
+        began = self._now()
         context = self._context(deadline)
         source: Any = None
         try:
@@ -58,11 +66,13 @@ class LocalCalls:
         except GeneratorExit:
             raise
         except BaseException as error:  # noqa: BLE001 - mapped as over a link
-            raise self._mapped(handler, error, deadline) from error.__cause__
+            raise self._mapped(handler, error) from error.__cause__
         finally:
-            handler.running -= 1
-            if hasattr(source, "aclose"):
-                await source.aclose()
+            try:
+                if hasattr(source, "aclose"):
+                    await source.aclose()
+            finally:
+                self._leave(handler, arrived, began)
 
     async def _step(self, context: CallContext, function: Any, *args: Any) -> Any:
         """Run a part of the handler as the call it serves, until the deadline."""
@@ -81,16 +91,44 @@ class LocalCalls:
         finally:
             current_call.reset(token)
 
-    def _start(self, service: str, method: MethodSpec) -> Handler:
-        handler = self._registry.find(service, method.name, self._local, _SCOPES, local=True)
-        handler.calls += 1
-        handler.running += 1
-        return handler
+    def _find(self, service: str, method: MethodSpec) -> Handler:
+        return self._registry.find(service, method.name, self._local, _SCOPES, local=True)
+
+    async def _enter(self, handler: Handler, deadline: float) -> float:
+        """Wait for a place, as calls of others do; when that began."""
+        admission, share, now = self._registry.admission, self._share, self._now()
+        handler.meter.calls += 1
+        if admission.enter(handler.gate, share):
+            return now
+        waiter = _Waiter()
+        for refused in admission.wait(handler.gate, share, waiter, 0, now):
+            refused.refuse()
+        try:
+            async with asyncio.timeout_at(None if math.isinf(deadline) else deadline):
+                has_place = await waiter.future
+        except BaseException as error:
+            if waiter.has_place:
+                self._leave(handler, now, self._now())
+            else:
+                admission.withdraw(handler.gate, share, waiter)
+            if isinstance(error, TimeoutError):
+                raise DeadlineError("the deadline passed before it was the call's turn") from None
+            raise
+        if not has_place:
+            raise self._registry.busy(handler, self._now())
+        return now
+
+    def _leave(self, handler: Handler, arrived: float, began: float) -> None:
+        now = self._now()
+        handler.meter.took(now - arrived)
+        admission = self._registry.admission
+        for following in admission.leave(handler.gate, self._share, now - began, now):
+            following.start()
 
     def _context(self, deadline: float) -> CallContext:
         return CallContext(self._local, _SCOPES, self._name, deadline, trace_id.get())
 
-    def _mapped(self, handler: Handler, error: BaseException, deadline: float) -> BaseException:
+    def _mapped(self, handler: Handler, error: BaseException) -> BaseException:
         if isinstance(error, _OutOfTime):
             return DeadlineError("the deadline passed before the call had an outcome")
         if isinstance(error, asyncio.CancelledError):
@@ -100,11 +138,32 @@ class LocalCalls:
             error = CallCancelledError("the handler was cancelled")
         if isinstance(error, KeyboardInterrupt | GeneratorExit):
             return error
-        handler.errors += 1
+        handler.meter.failed(type(error).__name__)
         return self._as_remote(error)
 
     def _as_remote(self, error: BaseException) -> LatticaError:
         return to_error(to_failure(0, error, with_traceback=True), self._name)
+
+
+class _Waiter:
+    """A call that waits in its caller's task."""
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.has_place = False  # also where the caller is cancelled in the same turn
+
+    def start(self) -> None:
+        """See `Waiting`."""
+        self.has_place = True
+        self._settle(True)
+
+    def refuse(self) -> None:
+        """See `Waiting`."""
+        self._settle(False)
+
+    def _settle(self, has_place: bool) -> None:
+        if not self.future.done():
+            self.future.set_result(has_place)
 
 
 class _OutOfTime(Exception):  # noqa: N818 - never leaves this module

@@ -16,29 +16,59 @@ from lattica.rpc import codec
 from lattica.rpc.buffers import Buffer
 
 F = TypeVar("F", bound=Callable[..., Any])
-_MARK = "_lattica_scope"
+_MARK = "_lattica_offer"
 _STREAMS = (AsyncIterator, AsyncGenerator, AsyncIterable)
 
 
-def method(*, scope: str | None = grants.CALL) -> Callable[[F], F]:
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """What `@method` says; None where the defaults of `RpcConfig` hold."""
+
+    scope: str | None = grants.CALL
+    max_concurrency: int | None = None
+    max_queue: int | None = None
+    idempotent: bool = False
+
+
+def method(
+    *,
+    scope: str | None = grants.CALL,
+    max_concurrency: int | None = None,
+    max_queue: int | None = None,
+    idempotent: bool = False,
+) -> Callable[[F], F]:
     """Offer a method to peers that hold `scope`; None: to anyone, even strangers.
 
     The method is `async def` and annotated; an async generator is a stream of items.
+
+    `max_concurrency` of its calls run at a time, all peers together; `max_queue` more wait
+    for a place, and the peers take turns. What is over that is refused with a `BusyError`.
+    `idempotent` says that a call which may have run may be made again: callers that ask for
+    retries then get one after a lost link too.
+
+    Raises:
+        ValueError: `max_concurrency` is below 1 or `max_queue` below 0.
     """
+    if max_concurrency is not None and max_concurrency < 1:
+        raise ValueError("max_concurrency is at least 1")
+    if max_queue is not None and max_queue < 0:
+        raise ValueError("max_queue is at least 0")
+    offer = Offer(
+        scope=scope, max_concurrency=max_concurrency, max_queue=max_queue, idempotent=idempotent
+    )
 
     def mark(function: F) -> F:
-        setattr(function, _MARK, scope)
+        setattr(function, _MARK, offer)
         return function
 
     return mark
 
 
 class MethodSpec:
-    """One method: its scope, how its arguments and results are packed and checked."""
+    """One method: what is offered, how its arguments and results are packed and checked."""
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name = name
-        self.scope: str | None = getattr(function, _MARK)
+        self.offer: Offer = getattr(function, _MARK)
         self.signature = _without_self(function)
         hints = _hints(function)
         returns = hints.pop("return")

@@ -4,36 +4,57 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
-from lattica.errors import PermissionDeniedError, UnknownMethodError
+from lattica.config import RpcConfig
+from lattica.errors import BusyError, PermissionDeniedError, UnknownMethodError
 from lattica.identity.grants import allows
 from lattica.identity.keys import PeerId
+from lattica.rpc.admission import Admission, Gate, Share
+from lattica.rpc.meter import Meter
 from lattica.rpc.methods import MethodSpec
 
 log = logging.getLogger("lattica.rpc")
 MAX_LOGGED = 1024  # (peer, method) pairs: a stranger must not fill the log
 
 
+class Waiting(Protocol):
+    """A call that waits for its turn."""
+
+    def start(self) -> None:
+        """There is a place, and it is taken."""
+        ...
+
+    def refuse(self) -> None:
+        """Too many wait."""
+        ...
+
+
 class Handler:
     """One method of a registered service, and what it has done."""
 
-    __slots__ = ("calls", "errors", "function", "running", "spec")
+    __slots__ = ("function", "gate", "meter", "name", "spec")
 
-    def __init__(self, spec: MethodSpec, function: Any) -> None:
+    def __init__(self, name: str, spec: MethodSpec, function: Any, gate: Gate[Waiting]) -> None:
+        """`name` is that of the service and the method."""
+        self.name = name
         self.spec = spec
         self.function = function
-        self.calls = 0
-        self.errors = 0
-        self.running = 0
+        self.gate = gate
+        self.meter = Meter()
 
 
 class Registry:
-    """The services of one `Rpc`."""
+    """The services of one `Rpc`, and who may run how many of their calls."""
 
-    def __init__(self, counters: Counter[str]) -> None:
+    def __init__(self, counters: Counter[str], config: RpcConfig) -> None:
         self.services: dict[str, dict[str, Handler]] = {}
         self.counters = counters
+        self.admission: Admission[Waiting] = Admission(config.max_running)
+        self._config = config
+        # A peer's calls count until their handlers are over, also those of a lost link.
+        self._shares: WeakValueDictionary[PeerId, Share] = WeakValueDictionary()
         self._logged: set[tuple[PeerId, str]] = set()
 
     def add(self, name: str, instance: Any, specs: dict[str, MethodSpec]) -> None:
@@ -45,8 +66,36 @@ class Registry:
         if name in self.services:
             raise ValueError(f"a service {name!r} is registered already")
         self.services[name] = {
-            spec.name: Handler(spec, getattr(instance, spec.name)) for spec in specs.values()
+            spec.name: self._handler(name, spec, getattr(instance, spec.name))
+            for spec in specs.values()
         }
+
+    def _handler(self, service: str, spec: MethodSpec, function: Any) -> Handler:
+        offer, config = spec.offer, self._config
+        gate: Gate[Waiting] = Gate(
+            config.max_concurrency if offer.max_concurrency is None else offer.max_concurrency,
+            max_queue=config.max_queue if offer.max_queue is None else offer.max_queue,
+            max_queue_bytes=config.max_queue_bytes,
+        )
+        return Handler(f"{service}.{spec.name}", spec, function, gate)
+
+    def share(self, peer: PeerId) -> Share:
+        """What runs of `peer`. Keep it: it is forgotten with its last holder."""
+        share = self._shares.get(peer)
+        if share is None:
+            share = self._shares[peer] = Share(self._config.max_running_per_peer)
+        return share
+
+    def busy(self, handler: Handler, now: float) -> BusyError:
+        """The refusal of a call that found no place in the queue; counted."""
+        self.counters["refused:busy"] += 1
+        handler.meter.failed(BusyError.__name__)
+        gate = handler.gate
+        return BusyError(
+            f"{gate.running} calls of {handler.name} are running and {gate.queued} waiting, as "
+            "many as may; try again later, or ask a peer that has less to do",
+            retry_after=self.admission.retry_after(gate, now),
+        )
 
     def find(
         self, service: str, method: str, peer: PeerId, scopes: frozenset[str], *, local: bool
@@ -64,7 +113,7 @@ class Registry:
             raise UnknownMethodError(
                 f"no method {service}.{method}" + (self._known(service) if scopes or local else "")
             )
-        wanted = handler.spec.scope
+        wanted = handler.spec.offer.scope
         if wanted is None or local or allows(scopes, wanted):
             return handler
         self.counters["refused:permission"] += 1

@@ -51,7 +51,7 @@ class Rpc:
         self.config = config or RpcConfig()
         self.name = name or links.local.short
         self.counters: Counter[str] = Counter()
-        self._registry = Registry(self.counters)
+        self._registry = Registry(self.counters, self.config)
         self._specs: dict[type[Any], dict[str, MethodSpec]] = {}
         self._sessions: dict[int, Session] = {}  # by the id() of its link
         self._dials: dict[PeerId, Dial] = {}
@@ -145,13 +145,13 @@ class Rpc:
     def stats(self) -> dict[str, dict[str, int]]:
         """Of each method served here: calls so far, errors among them, and those running."""
         return {
-            f"{service}.{name}": {
-                "calls": handler.calls,
-                "errors": handler.errors,
-                "running": handler.running,
+            handler.name: {
+                "calls": handler.meter.calls,
+                "errors": handler.meter.errors.total(),
+                "running": handler.gate.running,
             }
-            for service, handlers in self._registry.services.items()
-            for name, handler in handlers.items()
+            for handlers in self._registry.services.values()
+            for handler in handlers.values()
         }
 
     def __repr__(self) -> str:

@@ -28,29 +28,33 @@ class Running:
         self._encoder = encoder
         self._ended = ended
 
-    async def unary(self, served: Served, arguments: Any) -> None:
+    async def unary(self, served: Served) -> None:
         served.started = True
         current_call.set(served.context)
         trace_id.set(served.context.trace)
         handler, channel, call = served.handler, self._channel, served.message.call
+        arguments, served.arguments = served.arguments, None
         try:
             value = await handler.spec.invoke(handler.function, arguments)
             packed = self._pack(handler.spec, value)
             if channel.is_full:
                 await channel.room()
             channel.send(m.Result(call, packed.value, packed.sizes, packed.spilled))
+            handler.meter.bytes_out += len(packed.value)
             if packed.views:
+                handler.meter.bytes_out += sum(packed.sizes)
                 channel.start_body(BodySender(channel, m.Body(call, True), packed.views))
         except BaseException as error:  # noqa: BLE001 - whatever user code raises is the outcome
             self._failed(served, error)
         finally:
             self._ended(served)
 
-    async def stream(self, served: Served, arguments: Any) -> None:
+    async def stream(self, served: Served) -> None:
         served.started = True
         current_call.set(served.context)
         trace_id.set(served.context.trace)
         spec = served.handler.spec
+        arguments, served.arguments = served.arguments, None
         writer: ItemWriter | None = None
         try:
             source = spec.invoke(served.handler.function, arguments)
@@ -105,7 +109,7 @@ class Running:
     def _failure(self, served: Served, error: BaseException) -> m.Failure:
         if isinstance(error, asyncio.CancelledError):
             error = CallCancelledError("the handler was cancelled")
-        served.handler.errors += 1
+        served.handler.meter.failed(type(error).__name__)
         # A traceback tells of paths and code: for members only.
         members = bool(self._channel.link.remote.scopes)
         return to_failure(served.message.call, error, with_traceback=members)

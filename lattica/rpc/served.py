@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Any, Protocol
 
 from lattica.rpc import messages as m
 from lattica.rpc.bodies import BodyReceiver
@@ -22,15 +22,27 @@ class Owner(Protocol):
         """All buffers have arrived, or will not."""
         ...
 
+    def start(self, served: Served) -> None:
+        """There is a place for the call, and it is taken."""
+        ...
+
+    def refuse(self, served: Served) -> None:
+        """The call found no place."""
+        ...
+
 
 class Served:
     """A call from its arrival to its outcome."""
 
     __slots__ = (
+        "arguments",
+        "arrived",
+        "began",
         "body",
         "context",
         "handler",
         "is_cancelled",
+        "is_waiting",
         "message",
         "nbytes",
         "owner",
@@ -46,14 +58,20 @@ class Served:
         handler: Handler,
         context: CallContext,
         nbytes: int,
+        arrived: float,
     ) -> None:
+        """`arrived` is on the loop's clock, in seconds."""
         self.owner = owner
         self.message = message
         self.handler = handler
         self.context = context
+        self.arguments: Any = None  # decoded
+        self.arrived = arrived
+        self.began = arrived
         self.body: BodyReceiver | None = None
         self.task: asyncio.Task[None] | None = None
         self.started = False
+        self.is_waiting = False
         self.is_cancelled = False
         self.slot = -1
         self.nbytes = nbytes
@@ -65,6 +83,14 @@ class Served:
     def body_done(self, problem: str) -> None:
         """All buffers have arrived, or will not."""
         self.owner.body_done(self, problem)
+
+    def start(self) -> None:
+        """See `Waiting`."""
+        self.owner.start(self)
+
+    def refuse(self) -> None:
+        """See `Waiting`."""
+        self.owner.refuse(self)
 
 
 def size_of(message: m.Call) -> int:

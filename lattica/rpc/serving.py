@@ -25,7 +25,7 @@ from lattica.rpc.timer import Timer
 STRANGER_BODY = 16 * MIB  # what a peer without scopes may send beside a call,
 STRANGER_HELD = 64 * MIB  # beside all its calls in flight,
 STRANGER_CALLS = 1024  # and how many those may be
-RETRY_AFTER = 0.1  # seconds
+RETRY_AFTER = 0.1  # seconds: one peer has too much in flight, and knows best for how long
 
 
 class Serving:
@@ -44,6 +44,8 @@ class Serving:
         self._timer = timer
         self._tasks = tasks
         self._running = Running(channel, encoder, self._end)
+        self._admission = registry.admission
+        self._share = registry.share(channel.link.remote.peer)
         self._calls: dict[int, Served] = {}
         self._held = 0  # bytes of arguments of these calls
         self._last = -1  # the newest call's id
@@ -70,13 +72,15 @@ class Serving:
             self._channel.send(to_failure(message.call, error, with_traceback=False))
             return
         timeout = message.timeout if message.timeout > 0 else 0.0  # NaN as well
-        remote, deadline = self._channel.link.remote, self._timer.now() + timeout
+        now, remote = self._timer.now(), self._channel.link.remote
+        deadline = now + timeout
         context = CallContext(remote.peer, remote.scopes, remote.name, deadline, message.trace)
         # Its arguments refer to a whole frame, which must not stay as long as the call.
         args = message.args.copy() if message.sizes else NIL
         nbytes = size_of(message)
         message = m.Call(message.call, "", "", 0.0, args, message.sizes, message.spilled)
-        served = self._calls[message.call] = Served(self, message, handler, context, nbytes)
+        served = self._calls[message.call] = Served(self, message, handler, context, nbytes, now)
+        served.arguments = arguments
         self._held += served.nbytes
         served.slot = self._timer.add(served, deadline)
         if message.sizes:
@@ -85,7 +89,7 @@ class Serving:
             return
         if early is not None:
             raise FrameError("a body for a call without one")
-        self._run(served, arguments)
+        self._run(served)
 
     def body_done(self, served: Served, problem: str) -> None:
         """The buffers of a call have arrived, or will not."""
@@ -97,12 +101,13 @@ class Serving:
                 raise BadArgumentsError(problem)
             assert served.body is not None
             views, served.body = served.body.views(), None
-            arguments = self._decode(message, served.handler.spec, views)
+            served.arguments = self._decode(message, served.handler.spec, views)
         except BadArgumentsError as error:
             self._end(served)
             self._channel.send(to_failure(message.call, error, with_traceback=False))
         else:
-            self._run(served, arguments)
+            served.began = self._timer.now()
+            self._run(served)
 
     def claim(self, header: m.Body, stream: int) -> Sink | None:
         """The sink of a call's body, which may come before the call."""
@@ -160,6 +165,8 @@ class Serving:
             raise BadArgumentsError(f"{nbytes} bytes of arguments; at most {limit} are taken")
         if self._held and self._held + nbytes > held:
             raise self._busy(f"{self._held} bytes of {remote.peer.short} are in use")
+        if self._admission.is_hopeless(handler.gate, self._share):
+            raise self._registry.busy(handler, self._timer.now())
         if not message.sizes:
             return handler, self._decode(message, handler.spec, ())
         return handler, None
@@ -177,12 +184,36 @@ class Serving:
 
     # ---------------------------------------------------------------- running
 
-    def _run(self, served: Served, arguments: Any) -> None:
-        served.handler.calls += 1
-        served.handler.running += 1
+    def _run(self, served: Served) -> None:
+        """Start the call, or let it wait for its turn."""
+        handler = served.handler
+        handler.meter.calls += 1
+        handler.meter.bytes_in += served.nbytes
+        if self._admission.enter(handler.gate, self._share):
+            self._start(served)
+            return
+        served.is_waiting = True
+        gate, now = handler.gate, served.began
+        for refused in self._admission.wait(gate, self._share, served, served.nbytes, now):
+            refused.refuse()
+
+    def start(self, served: Served) -> None:
+        """It is the turn of a call that has waited."""
+        served.is_waiting = False
+        served.began = self._timer.now()
+        self._start(served)
+
+    def refuse(self, served: Served) -> None:
+        """A call found no place, or lost it to one of a peer that has fewer."""
+        served.is_waiting = False
+        self._end(served)
+        error = self._registry.busy(served.handler, self._timer.now())
+        self._channel.send(to_failure(served.message.call, error, with_traceback=False))
+
+    def _start(self, served: Served) -> None:
         running = self._running
         run = running.stream if served.handler.spec.is_stream else running.unary
-        served.task = self._tasks.create_task(run(served, arguments))
+        served.task = self._tasks.create_task(run(served))
 
     def _end(self, served: Served) -> None:
         if self._calls.pop(served.message.call, None) is None:
@@ -190,6 +221,15 @@ class Serving:
         self._held -= served.nbytes
         self._timer.discard(served.slot, served)
         if served.task is not None:
-            served.handler.running -= 1
+            self._leave(served)
+        elif served.is_waiting:
+            self._admission.withdraw(served.handler.gate, self._share, served)
         if served.body is not None:
             served.body.abandon()
+
+    def _leave(self, served: Served) -> None:
+        now, handler = self._timer.now(), served.handler
+        handler.meter.took(now - served.arrived)
+        seconds = now - served.began
+        for following in self._admission.leave(handler.gate, self._share, seconds, now):
+            following.start()

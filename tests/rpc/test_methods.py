@@ -37,7 +37,7 @@ def spec(name: str) -> MethodSpec:
 
 def test_marked_methods_and_no_others_with_their_scopes() -> None:
     specs = methods_of(Service)
-    assert {name: spec.scope for name, spec in specs.items()} == {
+    assert {name: spec.offer.scope for name, spec in specs.items()} == {
         "one": None,
         "items": grants.SUBMIT,
         "plain": grants.CALL,

@@ -1,0 +1,45 @@
+"""What is counted of one method, at a cost that a call does not notice."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+FIRST_BOUND = 1e-4  # seconds: calls below it are in the first bucket; each next one doubles
+BUCKETS = 22  # the last but one ends at 105 s, the last has no end
+MAX_KINDS = 64  # of errors that are counted apart
+OTHER = "other"
+
+_PER_SECOND = round(1 / FIRST_BOUND)
+_LAST = BUCKETS - 1
+
+
+def bounds() -> tuple[float, ...]:
+    """Upper bounds of all buckets but the last, in seconds."""
+    return tuple(FIRST_BOUND * 2**i for i in range(_LAST))
+
+
+class Meter:
+    """Counters of one method, served or called. No locks: all is on the loop's thread."""
+
+    __slots__ = ("buckets", "bytes_in", "bytes_out", "calls", "errors", "in_flight", "seconds")
+
+    def __init__(self) -> None:
+        self.calls = 0  # that were begun
+        self.in_flight = 0  # those of them that have no outcome yet
+        self.errors: Counter[str] = Counter()  # outcomes that were no value, by kind
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.seconds = 0.0  # that all calls took together
+        self.buckets = [0] * BUCKETS
+
+    def took(self, seconds: float) -> None:
+        """A call had its outcome after `seconds`."""
+        index = int(seconds * _PER_SECOND).bit_length()
+        self.buckets[index if index < _LAST else _LAST] += 1
+        self.seconds += seconds
+
+    def failed(self, kind: str) -> None:
+        """The outcome of a call was an error of this kind."""
+        if kind not in self.errors and len(self.errors) >= MAX_KINDS:
+            kind = OTHER
+        self.errors[kind] += 1
