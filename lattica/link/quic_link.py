@@ -122,7 +122,7 @@ class QuicLink:
             packets_in=meter.packets_in,
             packets_out=meter.packets_out,
             streams=max(0, engine.streams - 1),
-            unsent=engine.unsent,
+            unsent=engine.unsent + len(self._outbox),
             age=now - self._born,
             silence=now - self.liveness.heard,
             handshake=self._handshake,

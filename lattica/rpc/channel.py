@@ -72,21 +72,22 @@ class Channel:
         if self.error is None and not self.post(message):
             raise ValueError("a control message with values that `Encoder.pack` has not seen")
 
-    def post(self, message: m.Control) -> bool:
-        """`send` a message whose value is not packed yet; False if it must be.
+    def post(self, message: m.Control) -> int:
+        """`send` a message whose value is not packed yet; its bytes, 0 if it must be packed.
 
         Raises:
             ENCODE_ERRORS: the value has no wire form.
         """
         batch = self._batch
-        if not self.encoder.append(message, batch.buffer):
-            return False
+        nbytes = self.encoder.append(message, batch.buffer)
+        if not nbytes:
+            return 0
         if batch.added():
             self._check_full()
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._flush)
-        return True
+        return nbytes
 
     @property
     def _unacknowledged(self) -> int:

@@ -52,10 +52,10 @@ class Encoder:
         self._encode = encoder.encode
         self._encode_into = encoder.encode_into
 
-    def append(self, message: Any, out: bytearray) -> bool:
-        """Append a message with all that is in it, in one pass.
+    def append(self, message: Any, out: bytearray) -> int:
+        """Append a message with all that is in it, in one pass; its bytes.
 
-        False, and `out` as it was, if its size or a large buffer ask for `pack`.
+        0, and `out` as it was, if its size or a large buffer ask for `pack`.
 
         Raises:
             ENCODE_ERRORS: it has no wire form; `out` is as it was.
@@ -69,10 +69,11 @@ class Encoder:
         except BaseException:
             del out[before:]
             raise
-        if self._side or len(out) - before > self._message_limit:
+        nbytes = len(out) - before
+        if self._side or nbytes > self._message_limit:
             del out[before:]
-            return False
-        return True
+            return 0
+        return nbytes
 
     def pack(self, value: Any) -> Packed:
         """Encode `value`.

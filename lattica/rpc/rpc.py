@@ -22,7 +22,6 @@ from lattica.rpc.methods import MethodSpec, methods_of
 from lattica.rpc.registry import Registry
 from lattica.rpc.session import Session
 from lattica.rpc.stubs import Stub, UnaryCall
-from lattica.rpc.timer import Timer
 
 T = TypeVar("T")
 
@@ -57,7 +56,6 @@ class Rpc:
         self._dials: dict[PeerId, Dial] = {}
         self._local = LocalCalls(self._registry, links.local, self.name)
         self._tasks: asyncio.TaskGroup
-        self._timer: Timer
         self._now: Callable[[], float] = time.monotonic  # the loop's, once it runs
         self._running = False
 
@@ -67,7 +65,6 @@ class Rpc:
         return self.links.local
 
     async def __aenter__(self) -> Rpc:
-        self._timer = Timer()
         self._now = asyncio.get_running_loop().time
         self._tasks = asyncio.TaskGroup()
         await self._tasks.__aenter__()
@@ -94,8 +91,6 @@ class Rpc:
             if error is not None and group.exceptions == (error,):
                 return
             raise
-        finally:
-            self._timer.close()
 
     def register(self, name: str, instance: object) -> None:
         """Serve the `@method`s of `instance` as the service `name`.
@@ -211,7 +206,7 @@ class Rpc:
 
     def _accept(self, link: Link) -> LinkHandler:
         session = self._sessions[id(link)] = Session(
-            link, self.config, self._registry, self._timer, self._tasks, self._forget
+            link, self.config, self._registry, self._tasks, self._forget
         )
         if not self._running:
             session.channel.link_lost(LinkLostError("this peer is shutting down"))

@@ -29,28 +29,37 @@ class Running:
         self._ended = ended
 
     async def unary(self, served: Served) -> None:
-        served.started = True
         current_call.set(served.context)
         trace_id.set(served.context.trace)
-        handler, channel, call = served.handler, self._channel, served.message.call
+        handler, channel, spec = served.handler, self._channel, served.handler.spec
         arguments, served.arguments = served.arguments, None
         try:
-            value = await handler.spec.invoke(handler.function, arguments)
-            packed = self._pack(handler.spec, value)
+            value = spec.check_result(await spec.invoke(handler.function, arguments))
             if channel.is_full:
                 await channel.room()
-            channel.send(m.Result(call, packed.value, packed.sizes, packed.spilled))
-            handler.meter.bytes_out += len(packed.value)
-            if packed.views:
-                handler.meter.bytes_out += sum(packed.sizes)
-                channel.start_body(BodySender(channel, m.Body(call, True), packed.views))
+            handler.meter.bytes_out += self._result(served.call, spec, value)
         except BaseException as error:  # noqa: BLE001 - whatever user code raises is the outcome
             self._failed(served, error)
         finally:
             self._ended(served)
 
+    def _result(self, call: int, spec: MethodSpec, value: Any) -> int:
+        """Send a result; its bytes."""
+        channel = self._channel
+        if channel.error is not None:
+            return 0
+        try:
+            if nbytes := channel.post(m.Result(call, value)):
+                return nbytes
+            packed = self._encoder.pack(value)
+        except ENCODE_ERRORS as error:
+            raise BadResultError(f"{spec.name}(): {error}") from None
+        channel.send(m.Result(call, packed.value, packed.sizes, packed.spilled))
+        if packed.views:
+            channel.start_body(BodySender(channel, m.Body(call, True), packed.views))
+        return len(packed.value) + sum(packed.sizes)
+
     async def stream(self, served: Served) -> None:
-        served.started = True
         current_call.set(served.context)
         trace_id.set(served.context.trace)
         spec = served.handler.spec
@@ -58,7 +67,7 @@ class Running:
         writer: ItemWriter | None = None
         try:
             source = spec.invoke(served.handler.function, arguments)
-            writer = ItemWriter(self._channel, served.message.call)
+            writer = ItemWriter(self._channel, served.call)
             await self._produce(spec, source, writer)
             await writer.finish(m.End())
         except Stopped:
@@ -112,4 +121,4 @@ class Running:
         served.handler.meter.failed(type(error).__name__)
         # A traceback tells of paths and code: for members only.
         members = bool(self._channel.link.remote.scopes)
-        return to_failure(served.message.call, error, with_traceback=members)
+        return to_failure(served.call, error, with_traceback=members)

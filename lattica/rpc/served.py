@@ -14,10 +14,6 @@ from lattica.rpc.registry import Handler
 class Owner(Protocol):
     """Who is told what becomes of a call."""
 
-    def cancel(self, call: int) -> None:
-        """Nobody wants the outcome any more."""
-        ...
-
     def body_done(self, served: Served, problem: str) -> None:
         """All buffers have arrived, or will not."""
         ...
@@ -39,6 +35,7 @@ class Served:
         "arrived",
         "began",
         "body",
+        "call",
         "context",
         "handler",
         "is_cancelled",
@@ -46,7 +43,6 @@ class Served:
         "message",
         "nbytes",
         "owner",
-        "slot",
         "started",
         "task",
     )
@@ -54,7 +50,7 @@ class Served:
     def __init__(
         self,
         owner: Owner,
-        message: m.Call,
+        call: int,
         handler: Handler,
         context: CallContext,
         nbytes: int,
@@ -62,23 +58,19 @@ class Served:
     ) -> None:
         """`arrived` is on the loop's clock, in seconds."""
         self.owner = owner
-        self.message = message
+        self.call = call
         self.handler = handler
         self.context = context
-        self.arguments: Any = None  # decoded
+        self.nbytes = nbytes
         self.arrived = arrived
         self.began = arrived
+        self.arguments: Any = None  # decoded
+        self.message: m.Call | None = None  # while its buffers are awaited
         self.body: BodyReceiver | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.started = False
+        self.task: asyncio.Task[None] | None = None  # while its handler runs
+        self.started = False  # it has a place, and its handler runs or is about to
         self.is_waiting = False
         self.is_cancelled = False
-        self.slot = -1
-        self.nbytes = nbytes
-
-    def expire(self) -> None:
-        """The deadline has passed: the caller knows by its own clock."""
-        self.owner.cancel(self.message.call)
 
     def body_done(self, problem: str) -> None:
         """All buffers have arrived, or will not."""

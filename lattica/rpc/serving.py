@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
@@ -12,15 +14,15 @@ from lattica.errors import BadArgumentsError, BusyError, FrameError, LatticaErro
 from lattica.rpc import messages as m
 from lattica.rpc.bodies import BodyReceiver
 from lattica.rpc.channel import Channel
-from lattica.rpc.codec import NIL, Encoder
 from lattica.rpc.context import CallContext
 from lattica.rpc.failures import to_failure
 from lattica.rpc.interface import Sink
 from lattica.rpc.methods import MethodSpec
 from lattica.rpc.registry import Handler, Registry
+from lattica.rpc.runner import Runner
 from lattica.rpc.running import Running
 from lattica.rpc.served import Served, size_of
-from lattica.rpc.timer import Timer
+from lattica.rpc.sweep import Sweep
 
 STRANGER_BODY = 16 * MIB  # what a peer without scopes may send beside a call,
 STRANGER_HELD = 64 * MIB  # beside all its calls in flight,
@@ -35,15 +37,15 @@ class Serving:
         self,
         channel: Channel,
         registry: Registry,
-        timer: Timer,
-        encoder: Encoder,
         tasks: asyncio.TaskGroup,
     ) -> None:
         self._channel = channel
+        self._remote = channel.link.remote
         self._registry = registry
-        self._timer = timer
-        self._tasks = tasks
-        self._running = Running(channel, encoder, self._end)
+        self._now = asyncio.get_running_loop().time
+        self._sweep = Sweep(self._expire)
+        self._running = Running(channel, channel.encoder, self._end)
+        self._runner: Runner[Served] = Runner(tasks, self._begin)
         self._admission = registry.admission
         self._share = registry.share(channel.link.remote.peer)
         self._calls: dict[int, Served] = {}
@@ -72,18 +74,20 @@ class Serving:
             self._channel.send(to_failure(message.call, error, with_traceback=False))
             return
         timeout = message.timeout if message.timeout > 0 else 0.0  # NaN as well
-        now, remote = self._timer.now(), self._channel.link.remote
+        now, remote = self._now(), self._remote
         deadline = now + timeout
         context = CallContext(remote.peer, remote.scopes, remote.name, deadline, message.trace)
-        # Its arguments refer to a whole frame, which must not stay as long as the call.
-        args = message.args.copy() if message.sizes else NIL
         nbytes = size_of(message)
-        message = m.Call(message.call, "", "", 0.0, args, message.sizes, message.spilled)
-        served = self._calls[message.call] = Served(self, message, handler, context, nbytes, now)
+        served = Served(self, message.call, handler, context, nbytes, now)
         served.arguments = arguments
-        self._held += served.nbytes
-        served.slot = self._timer.add(served, deadline)
+        self._calls[message.call] = served
+        self._held += nbytes
+        if deadline < self._sweep.armed:
+            self._sweep.arm(deadline)
         if message.sizes:
+            # Its value refers to a whole frame, which must not stay as long as the body takes.
+            args = message.args.copy()
+            served.message = m.Call(message.call, "", "", 0.0, args, message.sizes, message.spilled)
             served.body = early or BodyReceiver(self._channel)
             served.body.announce(message.sizes, served.body_done)
             return
@@ -93,8 +97,8 @@ class Serving:
 
     def body_done(self, served: Served, problem: str) -> None:
         """The buffers of a call have arrived, or will not."""
-        message = served.message
-        if message.call not in self._calls:
+        message, served.message = served.message, None
+        if message is None or served.call not in self._calls:
             return
         try:
             if problem:
@@ -106,7 +110,7 @@ class Serving:
             self._end(served)
             self._channel.send(to_failure(message.call, error, with_traceback=False))
         else:
-            served.began = self._timer.now()
+            served.began = self._now()
             self._run(served)
 
     def claim(self, header: m.Body, stream: int) -> Sink | None:
@@ -134,11 +138,22 @@ class Serving:
         served.is_cancelled = True
         if served.task is not None:
             served.task.cancel()
-        if not served.started:
+        else:
             self._end(served)
+
+    def _expire(self, now: float) -> float:
+        """Cancel what is due, whose callers know by their own clocks; the next deadline."""
+        following = math.inf
+        for served in tuple(self._calls.values()):
+            if served.context.deadline > now:
+                following = min(following, served.context.deadline)
+            else:
+                self.cancel(served.call)
+        return following
 
     def lost(self) -> None:
         """The link is gone: nobody waits for these any more."""
+        self._sweep.close()
         self._early.clear()
         for call in tuple(self._calls):
             self.cancel(call)
@@ -146,7 +161,7 @@ class Serving:
     # ---------------------------------------------------------------- admission
 
     def _admit(self, message: m.Call) -> tuple[Handler, Any]:
-        remote, config = self._channel.link.remote, self._channel.config
+        remote, config = self._remote, self._channel.config
         handler = self._registry.find(
             message.service, message.method, remote.peer, remote.scopes, local=False
         )
@@ -166,7 +181,7 @@ class Serving:
         if self._held and self._held + nbytes > held:
             raise self._busy(f"{self._held} bytes of {remote.peer.short} are in use")
         if self._admission.is_hopeless(handler.gate, self._share):
-            raise self._registry.busy(handler, self._timer.now())
+            raise self._registry.busy(handler, self._now())
         if not message.sizes:
             return handler, self._decode(message, handler.spec, ())
         return handler, None
@@ -200,27 +215,33 @@ class Serving:
     def start(self, served: Served) -> None:
         """It is the turn of a call that has waited."""
         served.is_waiting = False
-        served.began = self._timer.now()
+        served.began = self._now()
         self._start(served)
 
     def refuse(self, served: Served) -> None:
         """A call found no place, or lost it to one of a peer that has fewer."""
         served.is_waiting = False
         self._end(served)
-        error = self._registry.busy(served.handler, self._timer.now())
-        self._channel.send(to_failure(served.message.call, error, with_traceback=False))
+        error = self._registry.busy(served.handler, self._now())
+        self._channel.send(to_failure(served.call, error, with_traceback=False))
 
     def _start(self, served: Served) -> None:
+        served.started = True
+        self._runner.add(served)
+
+    def _begin(self, served: Served, task: asyncio.Task[None]) -> Coroutine[Any, Any, None] | None:
+        if served.is_cancelled:
+            return None
+        served.task = task
         running = self._running
-        run = running.stream if served.handler.spec.is_stream else running.unary
-        served.task = self._tasks.create_task(run(served))
+        return running.stream(served) if served.handler.spec.is_stream else running.unary(served)
 
     def _end(self, served: Served) -> None:
-        if self._calls.pop(served.message.call, None) is None:
+        if self._calls.pop(served.call, None) is None:
             return
         self._held -= served.nbytes
-        self._timer.discard(served.slot, served)
-        if served.task is not None:
+        served.task = None  # it may be another's by now
+        if served.started:
             self._leave(served)
         elif served.is_waiting:
             self._admission.withdraw(served.handler.gate, self._share, served)
@@ -228,7 +249,7 @@ class Serving:
             served.body.abandon()
 
     def _leave(self, served: Served) -> None:
-        now, handler = self._timer.now(), served.handler
+        now, handler = self._now(), served.handler
         handler.meter.took(now - served.arrived)
         seconds = now - served.began
         for following in self._admission.leave(handler.gate, self._share, seconds, now):

@@ -15,7 +15,6 @@ from lattica.rpc.channel import Channel
 from lattica.rpc.interface import Sink
 from lattica.rpc.registry import Registry
 from lattica.rpc.serving import Serving
-from lattica.rpc.timer import Timer
 
 log = logging.getLogger("lattica.rpc")
 
@@ -28,7 +27,6 @@ class Session:
         link: Link,
         config: RpcConfig,
         registry: Registry,
-        timer: Timer,
         tasks: asyncio.TaskGroup,
         forget: Callable[[Session], None],
     ) -> None:
@@ -38,7 +36,7 @@ class Session:
         self._forget = forget
         self.channel = Channel(link, config, self)
         self.calls = Calls(self.channel)
-        self.serving = Serving(self.channel, registry, timer, self.channel.encoder, tasks)
+        self.serving = Serving(self.channel, registry, tasks)
 
     def call(self, message: m.Call) -> None:
         """See `Events`."""

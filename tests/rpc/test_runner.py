@@ -1,0 +1,176 @@
+"""To a handler it looks as if it had a task of its own, whoever it shares it with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import anyio
+import pytest
+
+from lattica.rpc.runner import TURN, Runner
+
+pytestmark = pytest.mark.anyio
+Job = Callable[[], Coroutine[Any, Any, None]]
+seen: contextvars.ContextVar[str] = contextvars.ContextVar("seen", default="nothing")
+
+
+class Stage:
+    """Runs jobs, and remembers the task that each was begun in."""
+
+    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+        self.tasks: dict[Job, asyncio.Task[None]] = {}
+        self.dropped: set[Job] = set()
+        self.runner: Runner[Job] = Runner(tasks, self.begin)
+
+    def begin(self, job: Job, task: asyncio.Task[None]) -> Coroutine[Any, Any, None] | None:
+        if job in self.dropped:
+            return None
+        self.tasks[job] = task
+        return job()
+
+
+@pytest.fixture
+async def stage() -> AsyncIterator[Stage]:
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        yield Stage(tasks)
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_jobs_that_wait_for_nothing_share_a_task_and_no_context(stage: Stage) -> None:
+    order: list[str] = []
+
+    def job(name: str) -> Job:
+        async def run() -> None:
+            order.append(f"{name} sees {seen.get()}")
+            seen.set(name)
+
+        return run
+
+    jobs = [job("a"), job("b"), job("c")]
+    for each in jobs:
+        stage.runner.add(each)
+    await settle()
+    assert order == ["a sees nothing", "b sees nothing", "c sees nothing"]
+    assert len(set(stage.tasks.values())) == 1
+
+
+async def test_one_that_waits_keeps_its_task_and_context_and_stops_nobody(stage: Stage) -> None:
+    go, order = asyncio.Event(), []
+
+    async def waits() -> None:
+        task = asyncio.current_task()
+        seen.set("mine")
+        async with asyncio.timeout(4):
+            order.append("begun")
+            await go.wait()
+        assert asyncio.current_task() is task
+        order.append(f"went on with {seen.get()}")
+
+    async def short() -> None:
+        order.append(f"short sees {seen.get()}")
+
+    for job in (waits, short):
+        stage.runner.add(job)
+    await settle()
+    assert order == ["begun", "short sees nothing"]
+    assert stage.tasks[waits] is not stage.tasks[short]
+    go.set()
+    await settle()
+    assert order[-1] == "went on with mine"
+
+
+async def test_a_cancelled_job_takes_nobody_along(stage: Stage) -> None:
+    ended: list[str] = []
+
+    def waiting(name: str) -> Job:
+        async def run() -> None:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                ended.append(name)
+
+        return run
+
+    one, two = waiting("one"), waiting("two")
+    stage.runner.add(one)
+    stage.runner.add(two)
+    await settle()
+    stage.tasks[one].cancel()
+    await settle()
+    assert ended == ["one"]
+    stage.tasks[two].cancel()
+    await settle()
+    assert ended == ["one", "two"]
+
+
+async def test_a_job_that_cancels_its_task_and_ends_does_not_cancel_the_next(stage: Stage) -> None:
+    outcome: list[str] = []
+
+    async def cancels() -> None:
+        stage.tasks[cancels].cancel()
+
+    async def following() -> None:
+        await asyncio.sleep(0)
+        outcome.append("ended well")
+
+    stage.runner.add(cancels)
+    stage.runner.add(following)
+    await settle()
+    assert outcome == ["ended well"]
+
+
+async def test_scopes_and_locks_hold_across_a_wait(stage: Stage) -> None:
+    lock, outcome = anyio.Lock(), []
+
+    async def scoped() -> None:
+        with anyio.move_on_after(0.01) as scope:
+            async with lock:
+                await anyio.sleep(60)
+        outcome.append(scope.cancelled_caught)
+        async with lock, anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.sleep, 0)
+        outcome.append(True)
+
+    stage.runner.add(scoped)
+    while len(outcome) < 2:
+        await asyncio.sleep(0.01)
+    assert outcome == [True, True]
+
+
+async def test_a_dropped_job_is_never_begun(stage: Stage) -> None:
+    ran: list[int] = []
+
+    async def job() -> None:
+        ran.append(1)
+
+    stage.dropped.add(job)
+    stage.runner.add(job)
+    await settle()
+    assert not ran
+
+
+async def test_many_short_jobs_let_others_have_their_turn(stage: Stage) -> None:
+    done, looks = 0, []
+
+    def look() -> None:
+        looks.append(done)
+
+    async def job() -> None:
+        nonlocal done
+        done += 1
+        if done == 1:
+            asyncio.get_running_loop().call_soon(look)
+
+    jobs: list[Job] = [lambda: job() for _ in range(5 * TURN)]
+    for each in jobs:
+        stage.runner.add(each)
+    while done < len(jobs):
+        await asyncio.sleep(0)
+    assert looks[0] <= TURN
