@@ -24,6 +24,7 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     socket_buffer: int = 4 * MIB
     datagram: int = 1452  # largest QUIC datagram sent, before path discovery
     max_datagram: int = 65_535  # none larger is ever sent, whatever the path takes
+    engine: str = "auto"  # or "aioquic", "qh3"; "auto" heeds the variable LATTICA_QUIC
 
 
 class RpcConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -82,6 +82,10 @@ class LinkError(LatticaError):
     """A link could not be made, or was lost."""
 
 
+class EngineError(LinkError):
+    """The QUIC engine asked for does not exist, or is not installed."""
+
+
 class UnreachableError(LinkError):
     """No address of the peer answered."""
 

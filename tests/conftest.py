@@ -9,3 +9,12 @@ import pytest
 def anyio_backend() -> str:
     """Everything runs on asyncio: the QUIC driver uses its event loop."""
     return "asyncio"
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """The QUIC engine in use, also by processes that the test starts; None for any."""
+    name: str | None = getattr(request, "param", None)
+    if name is not None:
+        monkeypatch.setenv("LATTICA_QUIC", name)
+    return name

@@ -26,7 +26,7 @@ from lattica.link.certificate import Certificate
 from lattica.link.closing import Closing
 from lattica.link.dials import Dials
 from lattica.link.engine import EngineConfig
-from lattica.link.engine_aioquic import AioquicEngine
+from lattica.link.engines import choose
 from lattica.link.interface import Link, LinkHandler
 from lattica.link.proof import Role
 from lattica.link.quic_link import Phase, QuicLink
@@ -62,6 +62,7 @@ class Endpoint:
         self.config = config or LinkConfig()
         self.clock = clock or SystemClock()
         self.counters: Counter[str] = Counter()
+        self._make_engine = choose(self.config.engine)
         self._certificate = Certificate.generate()
         self._acceptor: Callable[[Link], LinkHandler] | None = None
         self._listeners: list[Callable[[Link, bool], None]] = []
@@ -122,6 +123,11 @@ class Endpoint:
         return self.identity.peer_id
 
     @property
+    def engine_name(self) -> str:
+        """The QUIC engine in use: "aioquic" or "qh3"."""
+        return self._make_engine.name
+
+    @property
     def addresses(self) -> tuple[str, ...]:
         """The `host:port`s that others can dial."""
         return self.path.addresses
@@ -172,7 +178,7 @@ class Endpoint:
         """See `lattica.path.interface.Receiver`."""
         now = self._loop.time()
         find = self._by_id.get
-        touched: dict[QuicLink, None] = {}
+        batches: dict[QuicLink, list[bytes]] = {}
         for datagram, address in packets:
             if datagram[0] & header.LONG_HEADER:
                 link = self._long(datagram, address, now)
@@ -181,10 +187,15 @@ class Endpoint:
                 link = find(connection_id)
                 if link is None:
                     self._stray(connection_id)
-            if link is not None:
-                link.receive(datagram, address, now)
-                touched[link] = None
-        for link in touched:
+            if link is None:
+                continue
+            batch = batches.get(link)
+            if batch is None:
+                batches[link] = [datagram]
+            else:
+                batch.append(datagram)
+        for link, batch in batches.items():
+            link.receive(batch, now)
             link.drain()
 
     def path_refused(self, address: VirtualAddress) -> None:
@@ -290,7 +301,7 @@ class Endpoint:
     async def start_link(self, peer: PeerId, address: str) -> QuicLink:
         """See `Dialer`."""
         virtual = await self.path.resolve(address)
-        engine = AioquicEngine(self._engine_config(virtual, is_client=True))
+        engine = self._make_engine(self._engine_config(virtual, is_client=True))
         now = self._loop.time()
         link = QuicLink(self, engine, virtual, role=Role.DIALER, now=now, expected=peer)
         self._add(link)
@@ -346,7 +357,7 @@ class Endpoint:
         if len(self._links) >= self.config.max_links:
             self.counters["too_many_links"] += 1
             return None
-        engine = AioquicEngine(
+        engine = self._make_engine(
             self._engine_config(address, is_client=False), original_destination=destination
         )
         link = QuicLink(self, engine, address, role=Role.ACCEPTOR, now=now)

@@ -40,6 +40,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     unsent: int  # of streams, queued and not sent once
     datagram: int  # largest sent
     streams: int  # open, of both ends, stream 0 included
+    rtt_latest: float
+    packets_lost: int
 
 
 class EngineSink(Protocol):
@@ -79,7 +81,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """The library behind it."""
+        """The library, as people and `LATTICA_QUIC` name it."""
         ...
 
     @property
@@ -101,7 +103,10 @@ class Engine(Protocol):
         ...
 
     def set_datagram(self, size: int) -> None:
-        """From now on send datagrams of at most `size` bytes: the path has changed."""
+        """From now on send datagrams of at most `size` bytes: the path has changed.
+
+        An engine that cannot grow keeps to `EngineConfig.datagram`; see `statistics`.
+        """
         ...
 
     def connect(self, address: VirtualAddress, now: float) -> None:
@@ -110,6 +115,10 @@ class Engine(Protocol):
 
     def receive(self, datagram: bytes, address: VirtualAddress, now: float) -> bool:
         """Take in a datagram; whether it held a packet that only the other end can make."""
+        ...
+
+    def receive_many(self, datagrams: Sequence[bytes], address: VirtualAddress, now: float) -> bool:
+        """`receive` for the datagrams of one wake-up, in the order of arrival."""
         ...
 
     def drain(self, sink: EngineSink) -> None:
@@ -154,4 +163,24 @@ class Engine(Protocol):
 
     def close(self, code: int, reason: str) -> None:
         """Tell the other end; `datagrams` then returns the last ones."""
+        ...
+
+
+class EngineMaker(Protocol):
+    """Makes connections of one library."""
+
+    name: str
+
+    def __call__(
+        self,
+        config: EngineConfig,
+        *,
+        original_destination: bytes | None = None,
+        retry_source: bytes | None = None,
+    ) -> Engine:
+        """A connection.
+
+        A server's needs `original_destination`, the id that the client chose first, and, if
+        a Retry came between, `retry_source`, the id that it named.
+        """
         ...

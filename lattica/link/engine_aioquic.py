@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TextIO, cast
 
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import QuicErrorCode
+from aioquic.quic.packet_builder import QuicSentPacket
 
 from lattica.link import congestion, header
 from lattica.link.engine import EngineConfig, EngineSink, EngineStats
@@ -43,8 +44,14 @@ class AioquicEngine:
 
     name = "aioquic"
 
-    def __init__(self, config: EngineConfig, *, original_destination: bytes | None = None) -> None:
-        """`original_destination` is the id that the client chose, for a server."""
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        original_destination: bytes | None = None,
+        retry_source: bytes | None = None,
+    ) -> None:
+        """See `lattica.link.engine.EngineMaker`."""
         self._secrets = SecretsLog()
         self._max_unordered = config.max_unordered
         self._connection = QuicConnection(
@@ -64,6 +71,7 @@ class AioquicEngine:
                 verify_mode=ssl.CERT_NONE,  # the proof on stream 0 authenticates both ends
             ),
             original_destination_connection_id=original_destination,
+            retry_source_connection_id=retry_source,
         )
         # No setting exists for how many streams the other end may open.
         for limit in (
@@ -74,15 +82,17 @@ class AioquicEngine:
         controller = self._connection._loss._cc  # made inside, with no argument of ours
         assert isinstance(controller, congestion.BoundedReno)
         controller.limit = max(config.window, controller.congestion_window)
+        self._count_lost(controller)
         first = 0 if config.is_client else 1
         self._next_id = {False: first, True: first + 2}
         self._waiting: dict[int, _Waiting] = {}  # for fewer live streams, in order of id
         self._delivered = 0
         self._handed = 0  # bytes given to aioquic's streams
         self._is_closed = False
+        self._packets_lost = 0
         self._ids = [self._connection.host_cid]
         if original_destination is not None:
-            self._ids.append(original_destination)
+            self._ids.append(retry_source or original_destination)
 
     @property
     def connection_ids(self) -> Sequence[bytes]:
@@ -103,6 +113,8 @@ class AioquicEngine:
             unsent=self.unsent(),
             datagram=self._connection._max_datagram_size,
             streams=len(self._connection._streams) + len(self._waiting),
+            rtt_latest=float(loss._rtt_latest),
+            packets_lost=self._packets_lost,
         )
 
     def unsent(self) -> int:
@@ -132,6 +144,12 @@ class AioquicEngine:
         if connection._local_max_data.used - self._delivered > self._max_unordered:
             self._bound_unordered()
         return not first and connection._close_at is not before
+
+    def receive_many(self, datagrams: Sequence[bytes], address: VirtualAddress, now: float) -> bool:
+        is_authentic = False
+        for datagram in datagrams:
+            is_authentic |= self.receive(datagram, address, now)
+        return is_authentic
 
     def drain(self, sink: EngineSink) -> None:
         connection = self._connection
@@ -225,6 +243,17 @@ class AioquicEngine:
         self._connection.close(error_code=code, reason_phrase=text)
 
     # ------------------------------------------------------------------ inside
+
+    def _count_lost(self, controller: congestion.BoundedReno) -> None:
+        """aioquic keeps no count of what it takes for lost; its controller is told of it."""
+        inner = controller.on_packets_lost
+
+        def counted(*, now: float, packets: Iterable[QuicSentPacket]) -> None:
+            lost = list(packets)
+            self._packets_lost += len(lost)
+            inner(now=now, packets=lost)
+
+        controller.on_packets_lost = counted  # type: ignore[method-assign]
 
     def _admit(self) -> None:
         """Tell aioquic of streams in the order of their ids, as others finish.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 
 import anyio
@@ -184,11 +184,14 @@ class QuicLink:
         self._engine.connect(self._address, now)
         self._owner.link_dirty(self)
 
-    def receive(self, datagram: bytes, address: VirtualAddress, now: float) -> None:
-        """Take in a datagram; `drain` follows when the batch is through."""
-        self._meter.packets_in += 1
-        self._meter.bytes_in += len(datagram)
-        if self._engine.receive(datagram, address, now):
+    def receive(self, datagrams: Sequence[bytes], now: float) -> None:
+        """Take in the datagrams of a wake-up; `drain` follows.
+
+        To QUIC they come from the one virtual address, whatever path they took.
+        """
+        self._meter.packets_in += len(datagrams)
+        self._meter.bytes_in += sum(map(len, datagrams))
+        if self._engine.receive_many(datagrams, self._address, now):
             self.liveness.on_heard(now)
 
     def drain(self) -> None:

@@ -17,7 +17,7 @@ from lattica.identity.keys import Identity, PeerId
 from lattica.link.certificate import Certificate
 from lattica.link.endpoint import Endpoint
 from lattica.link.engine import EngineConfig
-from lattica.link.engine_aioquic import AioquicEngine
+from lattica.link.engines import choose
 from lattica.link.interface import Link
 from lattica.path.interface import Path, VirtualAddress
 from lattica.path.memory import PacketNetwork
@@ -165,9 +165,9 @@ async def two(
 class Cheat:
     """Dials with QUIC like a link, then says on stream 0 whatever a test wants."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, engine: str = "auto") -> None:
         self._path = path
-        self._engine = AioquicEngine(
+        self._engine = choose(engine)(
             EngineConfig(is_client=True, certificate=Certificate.generate(), datagram=1452)
         )
         self._loop = asyncio.get_running_loop()

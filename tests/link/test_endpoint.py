@@ -191,7 +191,7 @@ async def test_a_thousand_streams_arrive_and_are_freed() -> None:
         for _ in range(3):
             await exchange(link, theirs, b"x")
         for each in (link, theirs.link):
-            assert len(each._engine._connection._streams) < 20  # type: ignore[attr-defined]
+            assert each._engine.statistics().streams < 20  # type: ignore[attr-defined]
 
 
 async def test_streams_may_be_used_in_any_order_beyond_every_limit() -> None:

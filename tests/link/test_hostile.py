@@ -252,14 +252,14 @@ async def test_data_far_ahead_of_a_gap_is_bounded(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("lattica.link.endpoint.MAX_UNORDERED", 100_000)
     network = PacketNetwork()
     async with peer(BOB, network.path("b")) as bob:
-        cheat = Cheat(network.path("x"))
+        cheat = Cheat(network.path("x"), engine="aioquic")
         await cheat.dial("b:1")
         cheat.say(honest(cheat).hello())
         stream_id = cheat.new_stream(unidirectional=True)
         sender = cheat._engine._connection._get_or_create_stream_for_send(stream_id).sender
-        sender.write(bytes(300_000))
+        sender.write(bytes(400_000))
         sender._pending.subtract(0, 200_000)  # leave the beginning out
         cheat.flush()
         await cheat.until_closed()
-        assert "out of order" in cheat.reason
+        assert "out of order" in cheat.reason or "sparse receive buffer" in cheat.reason
         assert not bob.endpoint._all

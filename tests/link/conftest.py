@@ -1,0 +1,24 @@
+"""Every test of this directory that makes links runs once with each QUIC engine."""
+
+from __future__ import annotations
+
+import pytest
+
+ENGINES = ("aioquic", "qh3")
+CHOOSE_THEMSELVES = {
+    "test_congestion",
+    "test_engines",
+    "test_interop",
+    "test_parts",
+    "test_proof",
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.module.__name__.rpartition(".")[2] not in CHOOSE_THEMSELVES:
+        metafunc.parametrize("engine", ENGINES, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _with_engine(engine: str | None) -> None:
+    """So that the parameter reaches tests that do not ask for it."""
