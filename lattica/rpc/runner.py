@@ -37,8 +37,7 @@ class Runner(Generic[T]):
         """Start `job` in the loop's next turn."""
         self._queue.append(job)
         if not self._has_task:
-            self._has_task = True
-            self._tasks.create_task(self._run())
+            self._hand_on()
 
     async def _run(self) -> None:
         task = asyncio.current_task()
@@ -65,10 +64,16 @@ class Runner(Generic[T]):
         self._hand_on()
 
     def _hand_on(self) -> None:
-        """This task takes no more jobs."""
+        """Another task takes the next jobs, if there are any."""
         self._has_task = bool(self._queue)
-        if self._has_task:
-            self._tasks.create_task(self._run())
+        if not self._has_task:
+            return
+        run = self._run()
+        try:
+            self._tasks.create_task(run)
+        except RuntimeError:
+            run.close()
+            self._queue.clear()  # the group is ending, and takes nothing on
 
 
 class _Rest:

@@ -174,3 +174,25 @@ async def test_many_short_jobs_let_others_have_their_turn(stage: Stage) -> None:
     while done < len(jobs):
         await asyncio.sleep(0)
     assert looks[0] <= TURN
+
+
+async def test_jobs_that_come_while_the_group_ends_are_dropped_in_silence() -> None:
+    ran: list[int] = []
+
+    async def job() -> None:
+        ran.append(1)
+
+    with pytest.raises(ExceptionGroup):
+        async with asyncio.TaskGroup() as tasks:
+            stage = Stage(tasks)
+
+            async def late() -> None:
+                try:
+                    await asyncio.sleep(60)
+                finally:
+                    stage.runner.add(job)
+
+            tasks.create_task(late())
+            await asyncio.sleep(0)
+            raise ValueError("the end")
+    assert not ran
