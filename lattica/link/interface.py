@@ -108,6 +108,13 @@ class Link(Protocol):
         """
         ...
 
+    def before_flush(self, write: Callable[[], None]) -> None:
+        """Call `write` once, at the end of this turn of the loop, for what is then to be sent.
+
+        Cheaper than `write` where much is queued bit by bit. A closed link does not call.
+        """
+        ...
+
     def reset_stream(self, stream_id: int, code: int) -> None:
         """Give up our sending side of a stream."""
         ...

@@ -140,6 +140,10 @@ class MemoryLink:
             self._halves.discard((stream_id, True))
         self._deliver("stream_data", stream_id, bytes(data), end)
 
+    def before_flush(self, write: Callable[[], None]) -> None:
+        if self._open:
+            asyncio.get_running_loop().call_soon(write)
+
     def reset_stream(self, stream_id: int, code: int) -> None:
         self._halves.discard((stream_id, True))
         self._deliver("stream_reset", stream_id, code)

@@ -66,6 +66,7 @@ class QuicLink:
         self._early: list[Callable[[LinkHandler], None]] = []
         self._early_size = 0
         self._outbox = Outbox()
+        self._before_flush: Callable[[], None] | None = None
         self._refusals = 0
         self.phase = Phase.HANDSHAKE
         self._started = self._born = now
@@ -146,6 +147,10 @@ class QuicLink:
         self._outbox.write(stream_id, chunk, end=end)
         self._owner.link_dirty(self)
 
+    def before_flush(self, write: Callable[[], None]) -> None:
+        self._before_flush = write
+        self._owner.link_dirty(self)
+
     def reset_stream(self, stream_id: int, code: int) -> None:
         if self.phase is Phase.OPEN:
             self._outbox.drop(stream_id)
@@ -204,6 +209,9 @@ class QuicLink:
         """Send what waits, as far as congestion control and a fair share of the turn allow."""
         if self.phase is Phase.CLOSED:
             return
+        if self._before_flush is not None:
+            write, self._before_flush = self._before_flush, None
+            self._handle(lambda _: write())
         engine, outbox = self._engine, self._outbox
         outbox.push_control(engine)
         burst = 0

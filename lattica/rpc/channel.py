@@ -86,7 +86,7 @@ class Channel:
             self._check_full()
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._flush)
+            self.link.before_flush(self._flush)
         return nbytes
 
     @property
