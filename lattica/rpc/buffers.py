@@ -19,6 +19,9 @@ class Buffer:
     def __init__(self, data: Any) -> None:
         """`data` is anything with a contiguous buffer: bytes, bytearray, numpy, torch's numpy."""
         view = memoryview(data)
+        if type(data) is bytes:
+            self.data = view
+            return
         self.data = view if view.format == "B" and view.ndim == 1 else view.cast("B")
 
     def __len__(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+from typing import Protocol
 
 import msgspec
 
@@ -18,8 +19,22 @@ class CallContext(msgspec.Struct, frozen=True):
     deadline: float  # on the event loop's clock, seconds; inf: none
     trace: bytes = b""  # 16 bytes that name the work this call is part of; may be empty
 
+    @property
+    def context(self) -> CallContext:
+        """Itself, as of any call."""
+        return self
 
-current_call: contextvars.ContextVar[CallContext] = contextvars.ContextVar("lattica_call")
+
+class HasContext(Protocol):
+    """A call that tells what its handler may know, if asked: few handlers do."""
+
+    @property
+    def context(self) -> CallContext:
+        """It."""
+        ...
+
+
+current_call: contextvars.ContextVar[HasContext] = contextvars.ContextVar("lattica_call")
 trace_id: contextvars.ContextVar[bytes] = contextvars.ContextVar("lattica_trace", default=b"")
 
 
@@ -30,6 +45,6 @@ def caller() -> CallContext:
         LookupError: not inside a handler.
     """
     try:
-        return current_call.get()
+        return current_call.get().context
     except LookupError:
         raise LookupError("caller() works only inside a handler") from None

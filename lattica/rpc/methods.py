@@ -120,7 +120,7 @@ class MethodSpec:
     def invoke(self, function: Callable[..., Any], arguments: Any) -> Any:
         """Call the handler."""
         if not self._keywords:
-            return function(*[getattr(arguments, name) for name in self._names])
+            return function(*msgspec.structs.astuple(arguments))
         values = {name: getattr(arguments, name) for name in self._names}
         keywords = {name: values.pop(name) for name in self._keywords}
         return function(*values.values(), **keywords)

@@ -11,25 +11,41 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
+J = TypeVar("J", contravariant=True)
 
 TURN = 64  # handlers started before the loop has its turn
+
+
+class Jobs(Protocol[J]):
+    """What a runner runs. Nothing here raises."""
+
+    def begin(self, job: J, task: asyncio.Task[None]) -> Coroutine[Any, Any, Any] | None:
+        """The coroutine of a job, to be run in a copy of the current context; None: drop it."""
+        ...
+
+    def returned(self, job: J, value: Any) -> Awaitable[None] | None:
+        """The job is over and has waited for nothing; what is left to be waited for."""
+        ...
+
+    def raised(self, job: J, error: BaseException) -> None:
+        """The job has failed before it waited for anything."""
+        ...
+
+    def waits(self, job: J, rest: Rest) -> Awaitable[None]:
+        """The job waits: awaiting `rest` goes on with it, and has its outcome."""
+        ...
 
 
 class Runner(Generic[T]):
     """Starts jobs in the order they came. Its tasks belong to the group it was given."""
 
-    def __init__(
-        self,
-        tasks: asyncio.TaskGroup,
-        begin: Callable[[T, asyncio.Task[None]], Coroutine[Any, Any, None] | None],
-    ) -> None:
-        """`begin(job, task)` makes the coroutine of a job, which never raises; None: drop it."""
+    def __init__(self, tasks: asyncio.TaskGroup, jobs: Jobs[T]) -> None:
         self._tasks = tasks
-        self._begin = begin
+        self._jobs = jobs
         self._queue: deque[T] = deque()
         self._has_task = False  # one that will take the next job
 
@@ -42,25 +58,32 @@ class Runner(Generic[T]):
     async def _run(self) -> None:
         task = asyncio.current_task()
         assert task is not None
-        queue, begin = self._queue, self._begin
+        queue, jobs = self._queue, self._jobs
         started = 0
         while queue:
-            job = begin(queue.popleft(), task)
-            if job is None:
+            job = queue.popleft()
+            coroutine = jobs.begin(job, task)
+            if coroutine is None:
                 continue
             context = contextvars.copy_context()
+            left: Awaitable[None] | None = None
             try:
-                waits_for = context.run(job.send, None)
-            except StopIteration:
-                if task.cancelling():
-                    break  # meant for that job, but it would reach the next one
-                started += 1
-                if started % TURN == 0:
-                    await asyncio.sleep(0)
-                continue
-            self._hand_on()
-            await _Rest(job, context, waits_for)
-            return
+                waits_for = context.run(coroutine.send, None)
+            except StopIteration as end:
+                left = jobs.returned(job, end.value)
+            except BaseException as error:  # noqa: BLE001 - the job's outcome
+                jobs.raised(job, error)
+            else:
+                left = jobs.waits(job, Rest(coroutine, context, waits_for))
+            if left is not None:
+                self._hand_on()
+                await left
+                return
+            if task.cancelling():
+                break  # meant for that job, but it would reach the next one
+            started += 1
+            if started % TURN == 0:
+                await asyncio.sleep(0)
         self._hand_on()
 
     def _hand_on(self) -> None:
@@ -76,19 +99,19 @@ class Runner(Generic[T]):
             self._queue.clear()  # the group is ending, and takes nothing on
 
 
-class _Rest:
+class Rest:
     """What is left of a job that has begun: awaited, it goes on in its context."""
 
     __slots__ = ("_context", "_job", "_waits_for")
 
     def __init__(
-        self, job: Coroutine[Any, Any, None], context: contextvars.Context, waits_for: Any
+        self, job: Coroutine[Any, Any, Any], context: contextvars.Context, waits_for: Any
     ) -> None:
         self._job = job
         self._context = context
         self._waits_for = waits_for
 
-    def __await__(self) -> Generator[Any, Any, None]:
+    def __await__(self) -> Generator[Any, Any, Any]:
         step = self._context.run
         waits_for = self._waits_for
         advance: Callable[[Any], Any]
@@ -101,5 +124,5 @@ class _Rest:
                 advance, given = self._job.send, value
             try:
                 waits_for = step(advance, given)
-            except StopIteration:
-                return
+            except StopIteration as end:
+                return end.value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from lattica.errors import BadResultError, CallCancelledError
@@ -16,6 +16,7 @@ from lattica.rpc.context import current_call, trace_id
 from lattica.rpc.failures import to_failure
 from lattica.rpc.items import ItemWriter, Stopped
 from lattica.rpc.methods import MethodSpec
+from lattica.rpc.runner import Rest
 from lattica.rpc.served import Served
 
 
@@ -28,20 +29,66 @@ class Running:
         self._encoder = encoder
         self._ended = ended
 
-    async def unary(self, served: Served) -> None:
-        current_call.set(served.context)
-        trace_id.set(served.context.trace)
-        handler, channel, spec = served.handler, self._channel, served.handler.spec
+    def begin(self, served: Served, task: asyncio.Task[None]) -> Coroutine[Any, Any, Any] | None:
+        """See `Jobs`."""
+        if served.is_cancelled:
+            return None
+        served.task = task
+        current_call.set(served)
+        trace_id.set(served.trace)
+        spec = served.handler.spec
+        if spec.is_stream:
+            return self._stream(served)
         arguments, served.arguments = served.arguments, None
+        coroutine: Coroutine[Any, Any, Any] = spec.invoke(served.handler.function, arguments)
+        return coroutine
+
+    def returned(self, served: Served, value: Any) -> Awaitable[None] | None:
+        """See `Jobs`."""
+        if served.handler.spec.is_stream:
+            return None
+        if self._channel.is_full:
+            return self._send_later(served, value)
         try:
-            value = spec.check_result(await spec.invoke(handler.function, arguments))
-            if channel.is_full:
-                await channel.room()
-            handler.meter.bytes_out += self._result(served.call, spec, value)
-        except BaseException as error:  # noqa: BLE001 - whatever user code raises is the outcome
+            self._send(served, value)
+        except BaseException as error:  # noqa: BLE001 - a value of a wrong type
+            self._failed(served, error)
+        self._ended(served)
+        return None
+
+    def raised(self, served: Served, error: BaseException) -> None:
+        """See `Jobs`."""
+        try:
             self._failed(served, error)
         finally:
             self._ended(served)
+
+    async def waits(self, served: Served, rest: Rest) -> None:
+        """See `Jobs`."""
+        if served.handler.spec.is_stream:
+            await rest
+            return
+        try:
+            value = await rest
+        except BaseException as error:  # noqa: BLE001 - whatever user code raises is the outcome
+            self.raised(served, error)
+        else:
+            await self._send_later(served, value)
+
+    async def _send_later(self, served: Served, value: Any) -> None:
+        try:
+            if self._channel.is_full:
+                await self._channel.room()
+            self._send(served, value)
+        except BaseException as error:  # noqa: BLE001 - a wrong type, a lost link, a cancellation
+            self._failed(served, error)
+        finally:
+            self._ended(served)
+
+    def _send(self, served: Served, value: Any) -> None:
+        handler = served.handler
+        value = handler.spec.check_result(value)
+        handler.meter.bytes_out += self._result(served.call, handler.spec, value)
 
     def _result(self, call: int, spec: MethodSpec, value: Any) -> int:
         """Send a result; its bytes."""
@@ -59,9 +106,7 @@ class Running:
             channel.start_body(BodySender(channel, m.Body(call, True), packed.views))
         return len(packed.value) + sum(packed.sizes)
 
-    async def stream(self, served: Served) -> None:
-        current_call.set(served.context)
-        trace_id.set(served.context.trace)
+    async def _stream(self, served: Served) -> None:
         spec = served.handler.spec
         arguments, served.arguments = served.arguments, None
         writer: ItemWriter | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
+from lattica.link.interface import RemotePeer
 from lattica.rpc import messages as m
 from lattica.rpc.bodies import BodyReceiver
 from lattica.rpc.context import CallContext
@@ -36,15 +37,17 @@ class Served:
         "began",
         "body",
         "call",
-        "context",
+        "deadline",
         "handler",
         "is_cancelled",
         "is_waiting",
         "message",
         "nbytes",
         "owner",
+        "remote",
         "started",
         "task",
+        "trace",
     )
 
     def __init__(
@@ -52,15 +55,19 @@ class Served:
         owner: Owner,
         call: int,
         handler: Handler,
-        context: CallContext,
+        remote: RemotePeer,
         nbytes: int,
         arrived: float,
+        deadline: float,
+        trace: bytes,
     ) -> None:
-        """`arrived` is on the loop's clock, in seconds."""
+        """`arrived` and `deadline` are on the loop's clock, in seconds."""
         self.owner = owner
         self.call = call
         self.handler = handler
-        self.context = context
+        self.remote = remote
+        self.deadline = deadline
+        self.trace = trace
         self.nbytes = nbytes
         self.arrived = arrived
         self.began = arrived
@@ -71,6 +78,12 @@ class Served:
         self.started = False  # it has a place, and its handler runs or is about to
         self.is_waiting = False
         self.is_cancelled = False
+
+    @property
+    def context(self) -> CallContext:
+        """What the handler may know."""
+        remote = self.remote
+        return CallContext(remote.peer, remote.scopes, remote.name, self.deadline, self.trace)
 
     def body_done(self, problem: str) -> None:
         """All buffers have arrived, or will not."""
@@ -87,4 +100,5 @@ class Served:
 
 def size_of(message: m.Call) -> int:
     """Bytes of a call's arguments."""
-    return len(memoryview(message.args)) + sum(message.sizes)
+    inline = len(memoryview(message.args))
+    return inline + sum(message.sizes) if message.sizes else inline

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
@@ -14,7 +13,6 @@ from lattica.errors import BadArgumentsError, BusyError, FrameError, LatticaErro
 from lattica.rpc import messages as m
 from lattica.rpc.bodies import BodyReceiver
 from lattica.rpc.channel import Channel
-from lattica.rpc.context import CallContext
 from lattica.rpc.failures import to_failure
 from lattica.rpc.interface import Sink
 from lattica.rpc.methods import MethodSpec
@@ -45,7 +43,7 @@ class Serving:
         self._now = asyncio.get_running_loop().time
         self._sweep = Sweep(self._expire)
         self._running = Running(channel, channel.encoder, self._end)
-        self._runner: Runner[Served] = Runner(tasks, self._begin)
+        self._runner: Runner[Served] = Runner(tasks, self._running)
         self._admission = registry.admission
         self._share = registry.share(channel.link.remote.peer)
         self._calls: dict[int, Served] = {}
@@ -65,9 +63,10 @@ class Serving:
         if message.trace and len(message.trace) != m.TRACE_BYTES:
             raise FrameError(f"a trace id has {m.TRACE_BYTES} bytes")
         self._last = message.call
-        early = self._early.pop(message.call, None)
+        early = self._early.pop(message.call, None) if self._early else None
+        nbytes = size_of(message)
         try:
-            handler, arguments = self._admit(message)
+            handler, arguments = self._admit(message, nbytes)
         except LatticaError as error:
             if early is not None:
                 early.abandon(m.REFUSED)
@@ -76,9 +75,8 @@ class Serving:
         timeout = message.timeout if message.timeout > 0 else 0.0  # NaN as well
         now, remote = self._now(), self._remote
         deadline = now + timeout
-        context = CallContext(remote.peer, remote.scopes, remote.name, deadline, message.trace)
-        nbytes = size_of(message)
-        served = Served(self, message.call, handler, context, nbytes, now)
+        trace = message.trace
+        served = Served(self, message.call, handler, remote, nbytes, now, deadline, trace)
         served.arguments = arguments
         self._calls[message.call] = served
         self._held += nbytes
@@ -145,8 +143,8 @@ class Serving:
         """Cancel what is due, whose callers know by their own clocks; the next deadline."""
         following = math.inf
         for served in tuple(self._calls.values()):
-            if served.context.deadline > now:
-                following = min(following, served.context.deadline)
+            if served.deadline > now:
+                following = min(following, served.deadline)
             else:
                 self.cancel(served.call)
         return following
@@ -160,7 +158,7 @@ class Serving:
 
     # ---------------------------------------------------------------- admission
 
-    def _admit(self, message: m.Call) -> tuple[Handler, Any]:
+    def _admit(self, message: m.Call, nbytes: int) -> tuple[Handler, Any]:
         remote, config = self._remote, self._channel.config
         handler = self._registry.find(
             message.service, message.method, remote.peer, remote.scopes, local=False
@@ -171,11 +169,10 @@ class Serving:
             raise self._busy(f"{len(self._calls)} calls of {remote.peer.short} are in flight")
         if handler.spec.is_stream and not self._channel.has_place_for_items:
             raise self._busy(f"no more streams to {remote.peer.short} for now")
-        nbytes, limit = size_of(message), config.max_body
-        held = limit
+        held = limit = config.max_body
         if not member:
             limit, held = min(limit, STRANGER_BODY), STRANGER_HELD
-        if sum(message.sizes) > limit:
+        if message.sizes and sum(message.sizes) > limit:
             self._registry.counters["refused:too_large"] += 1
             raise BadArgumentsError(f"{nbytes} bytes of arguments; at most {limit} are taken")
         if self._held and self._held + nbytes > held:
@@ -228,13 +225,6 @@ class Serving:
     def _start(self, served: Served) -> None:
         served.started = True
         self._runner.add(served)
-
-    def _begin(self, served: Served, task: asyncio.Task[None]) -> Coroutine[Any, Any, None] | None:
-        if served.is_cancelled:
-            return None
-        served.task = task
-        running = self._running
-        return running.stream(served) if served.handler.spec.is_stream else running.unary(served)
 
     def _end(self, served: Served) -> None:
         if self._calls.pop(served.call, None) is None:

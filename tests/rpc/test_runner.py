@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 import anyio
 import pytest
 
-from lattica.rpc.runner import TURN, Runner
+from lattica.rpc.runner import TURN, Rest, Runner
 
 pytestmark = pytest.mark.anyio
-Job = Callable[[], Coroutine[Any, Any, None]]
+Job = Callable[[], Coroutine[Any, Any, object]]
 seen: contextvars.ContextVar[str] = contextvars.ContextVar("seen", default="nothing")
 
 
@@ -23,13 +23,27 @@ class Stage:
     def __init__(self, tasks: asyncio.TaskGroup) -> None:
         self.tasks: dict[Job, asyncio.Task[None]] = {}
         self.dropped: set[Job] = set()
-        self.runner: Runner[Job] = Runner(tasks, self.begin)
+        self.outcomes: dict[Job, object] = {}
+        self.runner: Runner[Job] = Runner(tasks, self)
 
-    def begin(self, job: Job, task: asyncio.Task[None]) -> Coroutine[Any, Any, None] | None:
+    def begin(self, job: Job, task: asyncio.Task[None]) -> Coroutine[Any, Any, object] | None:
         if job in self.dropped:
             return None
         self.tasks[job] = task
         return job()
+
+    def returned(self, job: Job, value: object) -> Awaitable[None] | None:
+        self.outcomes[job] = value
+        return None
+
+    def raised(self, job: Job, error: BaseException) -> None:
+        self.outcomes[job] = error
+
+    async def waits(self, job: Job, rest: Rest) -> None:
+        try:
+            self.outcomes[job] = await rest
+        except BaseException as error:
+            self.raised(job, error)
 
 
 @pytest.fixture
@@ -144,6 +158,32 @@ async def test_scopes_and_locks_hold_across_a_wait(stage: Stage) -> None:
     assert outcome == [True, True]
 
 
+async def test_each_has_its_outcome_whether_it_waits_or_not(stage: Stage) -> None:
+    async def value() -> int:
+        return 1
+
+    async def error() -> None:
+        raise ValueError("at once")
+
+    async def late_value() -> int:
+        await asyncio.sleep(0)
+        return 2
+
+    async def late_error() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("late")
+
+    for job in (value, error, late_value, late_error):
+        stage.runner.add(job)
+    await settle()
+    assert [repr(outcome) for outcome in stage.outcomes.values()] == [
+        "1",
+        "ValueError('at once')",
+        "2",
+        "ValueError('late')",
+    ]
+
+
 async def test_a_dropped_job_is_never_begun(stage: Stage) -> None:
     ran: list[int] = []
 
@@ -182,7 +222,7 @@ async def test_jobs_that_come_while_the_group_ends_are_dropped_in_silence() -> N
     async def job() -> None:
         ran.append(1)
 
-    with pytest.raises(ExceptionGroup):
+    async def ending() -> None:
         async with asyncio.TaskGroup() as tasks:
             stage = Stage(tasks)
 
@@ -195,4 +235,7 @@ async def test_jobs_that_come_while_the_group_ends_are_dropped_in_silence() -> N
             tasks.create_task(late())
             await asyncio.sleep(0)
             raise ValueError("the end")
+
+    with pytest.raises(ExceptionGroup):
+        await ending()
     assert not ran
