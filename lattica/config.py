@@ -11,8 +11,8 @@ MIB = 1024 * KIB
 class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Timing and size limits of links. Times in seconds, sizes in bytes."""
 
-    heartbeat: float = 0.4  # a ping this often on an otherwise silent link
-    dead_after: float = 1.7  # nothing heard for so long: the link is lost
+    heartbeat: float = 0.75  # a silent link is asked for a sign of life this often
+    dead_after: float = 1.8  # nothing heard for so long: the link is lost
     connect_timeout: float = 5.0
     handshake_timeout: float = 5.0
     backoff_base: float = 0.2  # the longest pause after the first failed dial; doubles

@@ -20,7 +20,7 @@ from lattica.errors import (
 )
 from lattica.identity.grants import Membership
 from lattica.identity.keys import Identity, PeerId
-from lattica.link import header
+from lattica.link import beat, header
 from lattica.link.arbiter import DIAL_PATIENCE, Candidate, Ruling, stays
 from lattica.link.certificate import Certificate
 from lattica.link.closing import Closing
@@ -31,12 +31,14 @@ from lattica.link.interface import Link, LinkHandler
 from lattica.link.proof import Role
 from lattica.link.quic_link import Phase, QuicLink
 from lattica.link.refusals import CloseCode, DuplicateLinkError
+from lattica.link.schedule import Schedule
 from lattica.link.supervision import PeerEvent, PeerState
 from lattica.path.interface import Path, VirtualAddress
 
 logger = logging.getLogger("lattica.link")
 
-TICK = 0.1  # seconds between looks at the clocks, at most
+TICK = 0.05  # seconds between looks at the clocks, at most
+STALL = 0.1  # seconds that a tick is late, from which on links are told
 MAX_WINDOW = 16 * 1024 * 1024  # bytes in flight, where the path knows no better
 MAX_UNORDERED = 32 * 1024 * 1024  # bytes a link holds because something before them is missing
 
@@ -73,6 +75,8 @@ class Endpoint:
         self._dials = Dials(self, self.config)
         self._peers = self._dials.peers
         self._closing = Closing()
+        self._tick_every = min(TICK, self.config.heartbeat / 4)
+        self._schedule = Schedule(self._tick_every)
         self._dirty: dict[QuicLink, None] = {}
         self._is_flush_due = False
         self._tick_handle: asyncio.TimerHandle | None = None
@@ -180,6 +184,9 @@ class Endpoint:
         find = self._by_id.get
         batches: dict[QuicLink, list[bytes]] = {}
         for datagram, address in packets:
+            if len(datagram) == beat.SIZE:
+                self._beat(datagram, now)
+                continue
             if datagram[0] & header.LONG_HEADER:
                 link = self._long(datagram, address, now)
             else:
@@ -251,6 +258,10 @@ class Endpoint:
                 return
         self._link_up(link)
 
+    def link_due(self, link: QuicLink, at: float) -> None:
+        """See `LinkOwner`."""
+        self._schedule.set(link, at)
+
     def link_suspect(self, link: QuicLink, reason: str) -> None:
         """See `LinkOwner`."""
         if self._links.get(link.remote.peer) is link:
@@ -265,6 +276,7 @@ class Endpoint:
     def link_ended(self, link: QuicLink, last_words: list[bytes]) -> None:
         """See `LinkOwner`."""
         self._all.pop(link, None)
+        self._schedule.drop(link)
         self._dirty.pop(link, None)
         self._candidates.pop(link, None)
         self._closing.add(link.connection_ids, last_words, link.virtual_address, self._loop.time())
@@ -326,6 +338,14 @@ class Endpoint:
 
     # ------------------------------------------------------------------ inside
 
+    def _beat(self, datagram: bytes, now: float) -> None:
+        connection_id = header.short_destination(datagram)
+        link = self._by_id.get(connection_id)
+        if link is None:
+            self._stray(connection_id)
+        else:
+            link.receive_beat(datagram, now)
+
     def _long(self, datagram: bytes, address: VirtualAddress, now: float) -> QuicLink | None:
         """The connection of a long header packet, made new for a stranger's first one."""
         parsed = header.parse_long(datagram)
@@ -366,6 +386,7 @@ class Endpoint:
 
     def _add(self, link: QuicLink) -> None:
         self._all[link] = None
+        self._schedule.set(link, self._loop.time())
         for connection_id in link.connection_ids:
             self._by_id[connection_id] = link
         self.path.hold(link.virtual_address)
@@ -449,17 +470,19 @@ class Endpoint:
             link.flush(now)
 
     def _schedule_tick(self) -> None:
-        interval = min(TICK, self.config.heartbeat / 2)
-        self._tick_due = self._loop.time() + interval
+        self._tick_due = self._loop.time() + self._tick_every
         self._tick_handle = self._loop.call_at(self._tick_due, self._tick)
 
     def _tick(self) -> None:
         now = self._loop.time()
         late = now - self._tick_due
-        for link in tuple(self._all):
-            if late > TICK:
+        if late > STALL:
+            for link in tuple(self._all):
                 link.on_stall(late, now)
-            link.check(now)
+        for link in self._schedule.pop(now):
+            due = link.check(now)
+            if link in self._all:
+                self._schedule.set(link, due)
         self._closing.expire(now)
         self._rule_all()
         self._schedule_tick()

@@ -1,5 +1,9 @@
 """When to ask whether the other end is there, and when to stop believing it. No I/O.
 
+A silent link is asked with a beat, which is cheap; without an answer it is pinged through
+QUIC, again and again, which survives loss. The acceptor asks a little sooner, so that
+one exchange serves both ends, and an end with many links asks them in one go.
+
 Silence counts only while this end was able to listen: a loop that was busy elsewhere
 has heard nothing either, so its lateness is added to the deadline.
 """
@@ -11,12 +15,17 @@ from enum import Enum
 from lattica.config import LinkConfig
 
 HINT_PATIENCE = 0.25  # seconds to answer after the network said that nobody is there
+DIALER_PATIENCE = 1.25  # heartbeats that a dialer waits for the acceptor to ask
+RETRY = 0.2  # heartbeats between unanswered pings, but at least
+ROUND_TRIPS = 1.5  # so many of them
+REFRESH = 20.0  # seconds without a QUIC packet: a ping, so that QUIC's idle timer never ends it
 
 
 class Verdict(Enum):
     """What a look at the clock calls for."""
 
     FINE = "fine"
+    BEAT = "beat"
     PING = "ping"
     DEAD = "dead"
 
@@ -24,16 +33,37 @@ class Verdict(Enum):
 class Liveness:
     """One link's pulse. Times in seconds of one monotonic clock."""
 
-    def __init__(self, config: LinkConfig, now: float) -> None:
-        self._heartbeat = config.heartbeat
+    __slots__ = (
+        "_asked",
+        "_dead_after",
+        "_heard",
+        "_heard_quic",
+        "_hint_deadline",
+        "_patience",
+        "_refresh",
+        "_retry",
+        "_shortest_retry",
+        "_suspect_after",
+    )
+
+    def __init__(self, config: LinkConfig, now: float, *, is_dialer: bool = False) -> None:
+        self._patience = config.heartbeat * (DIALER_PATIENCE if is_dialer else 1.0)
+        self._refresh = REFRESH * (1.0 if is_dialer else DIALER_PATIENCE)
+        self._retry = self._shortest_retry = config.heartbeat * RETRY
         self._dead_after = config.dead_after
         # Two heartbeats and a bit, or half the way from the first to the end if that is sooner.
         self._suspect_after = min(
             2.5 * config.heartbeat, (config.heartbeat + config.dead_after) / 2
         )
         self._heard = now
+        self._heard_quic = now
         self._asked = now
         self._hint_deadline: float | None = None
+
+    @property
+    def heard(self) -> float:
+        """When the other end was last heard of."""
+        return self._heard
 
     @property
     def is_hinted(self) -> bool:
@@ -44,13 +74,13 @@ class Liveness:
         """Whether a sign of life is overdue, or the network has said that nobody is there."""
         return self._hint_deadline is not None or now - self._heard >= self._suspect_after
 
-    @property
-    def heard(self) -> float:
-        """When the other end was last heard of."""
-        return self._heard
-
     def on_heard(self, now: float) -> None:
-        """An authentic packet arrived."""
+        """An authentic QUIC packet arrived."""
+        self._heard = self._heard_quic = now
+        self._hint_deadline = None
+
+    def on_beat(self, now: float) -> None:
+        """An authentic beat arrived."""
         self._heard = now
         self._hint_deadline = None
 
@@ -65,16 +95,45 @@ class Liveness:
     def on_stall(self, seconds: float, now: float) -> None:
         """This end's loop did not run for `seconds`."""
         self._heard = min(now, self._heard + seconds)
+        self._heard_quic = min(now, self._heard_quic + seconds)
         if self._hint_deadline is not None:
             self._hint_deadline += seconds
 
     def check(self, now: float) -> Verdict:
         """Look at the clock."""
-        if now - self._heard >= self._dead_after:
+        hint, silence = self._hint_deadline, now - self._heard
+        if silence >= self._dead_after or (hint is not None and now >= hint):
             return Verdict.DEAD
-        if self._hint_deadline is not None and now >= self._hint_deadline:
-            return Verdict.DEAD
-        if now - self._heard >= self._heartbeat and now - self._asked >= self._heartbeat:
-            self._asked = now
-            return Verdict.PING
-        return Verdict.FINE
+        if self._asked > self._heard:
+            if now < self._asked + self._retry:
+                return Verdict.FINE
+        elif silence < self._patience:
+            return Verdict.FINE
+        # Nothing was heard since this end asked with a beat; or QUIC needs to be awake.
+        must_ping = self._asked > self._heard or now - self._heard_quic >= self._refresh
+        self._asked = now
+        return Verdict.PING if must_ping else Verdict.BEAT
+
+    def quiet_until(self, now: float) -> float | None:
+        """Until when nothing is to be done, on a link whose last question was answered."""
+        if self._asked <= self._heard and self._hint_deadline is None:
+            ask_at = self._heard + self._patience
+            if now < ask_at:
+                return ask_at
+        return None
+
+    def expect(self, rtt: float) -> None:
+        """A question has gone out; `rtt` is how long an answer takes, in seconds, if known."""
+        self._retry = max(self._shortest_retry, ROUND_TRIPS * rtt)
+
+    def due(self, now: float) -> float:
+        """When `check` or `is_suspect` may say something new, if nothing is heard."""
+        heard, hint = self._heard, self._hint_deadline
+        if self._asked <= heard:
+            due = heard + self._patience  # the first thing to happen, but for a hint
+        else:
+            due = min(self._asked + self._retry, heard + self._dead_after)
+            suspect_at = heard + self._suspect_after
+            if now < suspect_at < due:
+                due = suspect_at
+        return due if hint is None else min(due, hint)

@@ -36,6 +36,10 @@ class LinkOwner(Protocol):
         """The dialer has accepted this end."""
         ...
 
+    def link_due(self, link: QuicLink, at: float) -> None:
+        """The link wants a `check` at that time, sooner than it had said."""
+        ...
+
     def link_suspect(self, link: QuicLink, reason: str) -> None:
         """The other end of an open link gives no sign of life."""
         ...

@@ -11,7 +11,8 @@ import anyio
 
 from lattica.errors import LinkError, LinkLostError, LinkRefusedError
 from lattica.identity.keys import PeerId
-from lattica.link import header
+from lattica.link import beat, header
+from lattica.link.beat import Beats, Kind
 from lattica.link.engine import Engine
 from lattica.link.interface import Link, LinkHandler, RemotePeer
 from lattica.link.liveness import Liveness, Verdict
@@ -28,6 +29,7 @@ EARLY_LIMIT = 1024 * 1024  # bytes kept for streams that precede the end of the 
 _EARLY_OVERHEAD = 64  # bytes counted for each event, so that empty ones are bounded too
 OWN_STREAM = 0
 MAX_BURST = 256 * 1024  # bytes of data streams that one link sends before others have their turn
+_PATIENCE_CHECK = 0.1  # seconds between looks at a link that is not open yet
 
 
 class Phase(Enum):
@@ -74,7 +76,9 @@ class QuicLink:
         self._is_suspect = False
         self.is_closed_here = False  # on purpose, not for a fault
         self._meter = Meter()
-        self.liveness = Liveness(owner.config, now)
+        self.liveness = Liveness(owner.config, now, is_dialer=role is Role.DIALER)
+        self._beats: Beats | None = None
+        self._expires = float("inf")  # of the other end's grant, seconds since the Unix epoch
         self.connection_ids: set[bytes] = set(engine.connection_ids)
         self.error: LinkError | None = None
         self.settled = anyio.Event()  # open or closed
@@ -179,11 +183,6 @@ class QuicLink:
         """Where packets go, as the path names it."""
         return self._address
 
-    @property
-    def expires(self) -> float:
-        """When the other end's grant runs out, seconds since the Unix epoch."""
-        return float("inf") if self._proof is None else self._proof.expires
-
     def dial(self, now: float) -> None:
         """Send the first packet."""
         self._engine.connect(self._address, now)
@@ -198,6 +197,23 @@ class QuicLink:
         self._meter.bytes_in += sum(map(len, datagrams))
         if self._engine.receive_many(datagrams, self._address, now):
             self.liveness.on_heard(now)
+            if self._is_suspect:
+                self._suspect(now)
+
+    def receive_beat(self, datagram: bytes, now: float) -> None:
+        """Take in a datagram of a beat's size. There is nothing to drain after it."""
+        self._meter.packets_in += 1
+        self._meter.bytes_in += len(datagram)
+        if self._beats is None or self.phase is not Phase.OPEN:
+            return
+        kind = self._beats.take(datagram)
+        if kind is None:
+            return
+        self.liveness.on_beat(now)
+        if self._is_suspect:
+            self._suspect(now)
+        if kind is Kind.ASK:
+            self._send_beat(self._beats.make(Kind.ANSWER))
 
     def drain(self) -> None:
         """Act on what has arrived."""
@@ -264,6 +280,7 @@ class QuicLink:
         elif self.phase is Phase.OPEN and self.liveness.on_hint(now) is Verdict.PING:
             self.probe()
             self._suspect(now)
+            self._owner.link_due(self, self.liveness.due(now))
 
     def on_too_big(self, size: int) -> None:
         """This machine does not send so large a datagram there: go on with the smallest."""
@@ -271,10 +288,19 @@ class QuicLink:
             self._engine.set_datagram(header.MIN_INITIAL)
             self._owner.link_dirty(self)
 
-    def check(self, now: float) -> None:
-        """Look at the clocks; called every few hundredths of a second to tenths."""
+    def check(self, now: float) -> float:
+        """Look at the clocks; when to look again. Not called any more once it is closed."""
         if self.phase is Phase.OPEN:
+            if self._expires <= self._owner.clock.time():
+                self.refuse(LinkRefusedError("the grant expired; ask for a new one"))
+                return now
+            if not self._is_suspect and (due := self.liveness.quiet_until(now)) is not None:
+                return due  # by far the most frequent outcome, on busy links and idle ones
             verdict = self.liveness.check(now)
+            if verdict is Verdict.BEAT and self._beats is not None:
+                self._send_beat(self._beats.make(Kind.ASK))
+                self.liveness.expect(self._engine.rtt)
+                return self.liveness.due(now)
             self._suspect(now)
             if verdict is Verdict.PING:
                 self.probe()
@@ -282,13 +308,13 @@ class QuicLink:
                 silence = now - self.liveness.heard
                 text = f"nothing was heard for {silence:.1f} s"
                 self.end(LinkLostError(text), CloseCode.LOST, text)
-            elif self.expires <= self._owner.clock.time():
-                self.refuse(LinkRefusedError("the grant expired; ask for a new one"))
-        elif self.phase is not Phase.CLOSED and not self.is_dialer:
+            return self.liveness.due(now)
+        if self.phase is not Phase.CLOSED and not self.is_dialer:
             # A dialer's patience is its dial's.
             limit = self._owner.config.handshake_timeout
             if now - self._started >= limit:
                 self.refuse(LinkRefusedError(f"no valid hello within {limit:g} s"))
+        return now + _PATIENCE_CHECK
 
     def _suspect(self, now: float) -> None:
         """Tell of a change between alive and suspect."""
@@ -328,12 +354,15 @@ class QuicLink:
 
     def handshake_done(self) -> None:
         self.phase = Phase.PROVING
+        binding = self._engine.binding()
+        self._beats = Beats(binding, is_dialer=self.is_dialer)
+        self.connection_id_added(self._beats.id)
         self._proof = Proof(
             self._owner.identity,
             self._owner.membership,
             self._owner.name,
             role=self._role,
-            binding=self._engine.binding(),
+            binding=binding,
             expected=self._expected,
         )
         if self.is_dialer:
@@ -395,6 +424,7 @@ class QuicLink:
             return
         if step is Step.PROVEN:
             self.phase = Phase.PROVEN
+            self._expires = self._proof.expires
             self._owner.link_proven(self)
         elif step is Step.CONFIRMED:
             self._owner.link_confirmed(self)
@@ -426,6 +456,11 @@ class QuicLink:
         self._early_size += size + _EARLY_OVERHEAD
         if self._early_size > EARLY_LIMIT:
             self.refuse(LinkRefusedError("too much data before the proof"))
+
+    def _send_beat(self, datagram: bytes) -> None:
+        self._meter.packets_out += 1
+        self._meter.bytes_out += beat.SIZE
+        self._owner.path.send((datagram,), self._address)
 
     def _send(self, datagrams: list[bytes]) -> None:
         if datagrams:

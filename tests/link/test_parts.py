@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import pytest
@@ -14,7 +15,7 @@ from lattica.identity.keys import PeerId
 from lattica.link import header
 from lattica.link.book import MAX_ADDRESSES, AddressBook
 from lattica.link.closing import LINGER, MAX_CLOSING, Closing
-from lattica.link.liveness import HINT_PATIENCE, Liveness, Verdict
+from lattica.link.liveness import HINT_PATIENCE, REFRESH, Liveness, Verdict
 from lattica.link.refusals import CloseCode, DuplicateLinkError, code_of, error_of
 from lattica.link.secrets import SecretsLog
 from lattica.path.interface import VirtualAddress
@@ -33,11 +34,68 @@ def test_a_talking_peer_is_not_pinged() -> None:
         assert liveness.check(tenth / 10) is Verdict.FINE
 
 
-def test_a_silent_peer_is_pinged_each_heartbeat_and_then_given_up() -> None:
+def timeline(liveness: Liveness, now: float) -> list[tuple[float, Verdict]]:
+    """What a link does that hears nothing, looked at only when it asks to be."""
+    steps = []
+    while not steps or steps[-1][1] is not Verdict.DEAD:
+        now = liveness.due(now)
+        verdict = liveness.check(now)
+        if verdict is not Verdict.FINE:
+            steps.append((now, verdict))
+    return steps
+
+
+def test_a_silent_peer_is_asked_then_pinged_again_and_again_then_given_up() -> None:
+    steps = timeline(Liveness(CONFIG, 0.0), 0.0)
+    assert steps[0] == (CONFIG.heartbeat, Verdict.BEAT)
+    assert steps[-1] == (CONFIG.dead_after, Verdict.DEAD)
+    pings = [at for at, verdict in steps[1:-1] if verdict is Verdict.PING]
+    assert len(pings) == len(steps) - 2 >= 4
+    assert all(0 < after - before <= 0.2 for before, after in itertools.pairwise(pings))
+
+
+def test_a_far_peer_is_given_the_time_to_answer() -> None:
     liveness = Liveness(CONFIG, 0.0)
-    verdicts = {step / 8: liveness.check(step / 8) for step in range(1, 17)}
-    assert [at for at, verdict in verdicts.items() if verdict is Verdict.PING] == [0.5, 1.0, 1.5]
-    assert verdicts[2.0] is Verdict.DEAD
+    liveness.check(CONFIG.heartbeat)
+    liveness.expect(0.4)
+    assert liveness.check(CONFIG.heartbeat + 0.5) is Verdict.FINE
+    assert liveness.check(CONFIG.heartbeat + 0.7) is Verdict.PING
+
+
+def test_a_dialer_lets_the_acceptor_ask_first_and_one_exchange_serves_both() -> None:
+    dialer, acceptor = Liveness(CONFIG, 0.0, is_dialer=True), Liveness(CONFIG, 0.0)
+    asked = acceptor.due(0.0)
+    assert acceptor.check(asked) is Verdict.BEAT
+    assert dialer.check(asked) is Verdict.FINE
+    dialer.on_beat(asked + 0.05)
+    acceptor.on_beat(asked + 0.1)
+    assert acceptor.check(acceptor.due(asked + 0.1) - 0.01) is Verdict.FINE
+    assert acceptor.due(asked + 0.1) < dialer.due(asked + 0.1)
+
+
+def test_quic_itself_is_woken_now_and_then_under_beats() -> None:
+    liveness = Liveness(CONFIG, 0.0)
+    now, kinds = 0.0, []
+    while now < 2 * REFRESH + 10:
+        now = liveness.due(now)
+        kinds.append(liveness.check(now))
+        if kinds[-1] is Verdict.PING:
+            liveness.on_heard(now)
+        else:
+            liveness.on_beat(now)
+    assert kinds.count(Verdict.PING) == 2
+    assert Verdict.DEAD not in kinds
+
+
+def test_a_link_is_suspect_before_it_is_dead_and_looked_at_when_it_becomes_so() -> None:
+    liveness = Liveness(CONFIG, 0.0)
+    now = 0.0
+    while not liveness.is_suspect(now):
+        assert liveness.check(now) is not Verdict.DEAD
+        now = liveness.due(now)
+    assert CONFIG.heartbeat * 1.25 < now < CONFIG.dead_after - 0.3
+    liveness.on_beat(now)
+    assert not liveness.is_suspect(now)
 
 
 def test_an_answer_starts_the_count_again() -> None:
