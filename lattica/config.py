@@ -20,7 +20,10 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     backoff_patience: float = 1.0  # a dial that would have to wait longer fails at once
     stable_after: float = 5.0  # a link that ended sooner counts as a failed dial
     max_links: int = 4096
-    max_pending: int = 256  # handshakes in progress from others
+    max_pending: int = 256  # handshakes in progress
+    retry_above: int = 64  # handshakes in progress; dialers then show first where they are
+    handshake_rate: float = 20.0  # a second, sustained, from one source: IPv4 address or IPv6 /56
+    handshake_burst: float = 100.0
     socket_buffer: int = 4 * MIB
     datagram: int = 1452  # largest QUIC datagram sent, before path discovery
     max_datagram: int = 65_535  # none larger is ever sent, whatever the path takes

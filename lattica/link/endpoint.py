@@ -25,6 +25,7 @@ from lattica.link.arbiter import DIAL_PATIENCE, Candidate, Ruling, stays
 from lattica.link.certificate import Certificate
 from lattica.link.closing import Closing
 from lattica.link.dials import Dials
+from lattica.link.doorkeeper import Doorkeeper, Entry
 from lattica.link.engine import EngineConfig
 from lattica.link.engines import choose
 from lattica.link.interface import Link, LinkHandler
@@ -65,6 +66,7 @@ class Endpoint:
         self.clock = clock or SystemClock()
         self.counters: Counter[str] = Counter()
         self._make_engine = choose(self.config.engine)
+        self._doorkeeper = Doorkeeper(self.config)
         self._certificate = Certificate.generate()
         self._acceptor: Callable[[Link], LinkHandler] | None = None
         self._listeners: list[Callable[[Link, bool], None]] = []
@@ -367,18 +369,26 @@ class Endpoint:
         if not parsed.is_initial or len(datagram) < header.MIN_INITIAL:
             self._stray(parsed.destination)
             return None
-        return self._accept(parsed.destination, address, now)
+        return self._accept(parsed, address, now)
 
-    def _accept(self, destination: bytes, address: VirtualAddress, now: float) -> QuicLink | None:
-        pending = len(self._all) - len(self._links)
-        if not self._is_running or pending >= self.config.max_pending:
-            self.counters["too_many_handshakes"] += 1
-            return None
-        if len(self._links) >= self.config.max_links:
+    def _accept(
+        self, first: header.LongHeader, address: VirtualAddress, now: float
+    ) -> QuicLink | None:
+        if not self._is_running or len(self._links) >= self.config.max_links:
             self.counters["too_many_links"] += 1
             return None
+        decision = self._doorkeeper.decide(
+            first, self.path.describe(address), len(self._all) - len(self._links), now
+        )
+        if decision.entry is not Entry.ACCEPT:
+            self.counters[decision.entry.value] += 1
+            if decision.answer:
+                self.path.send([decision.answer], address)
+            return None
         engine = self._make_engine(
-            self._engine_config(address, is_client=False), original_destination=destination
+            self._engine_config(address, is_client=False),
+            original_destination=decision.original_destination,
+            retry_source=decision.retry_source,
         )
         link = QuicLink(self, engine, address, role=Role.ACCEPTOR, now=now)
         self._add(link)

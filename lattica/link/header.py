@@ -23,6 +23,7 @@ class LongHeader(msgspec.Struct, frozen=True):
     destination: bytes
     source: bytes
     is_initial: bool  # only meaningful for version 1
+    token: bytes = b""  # of an initial packet of version 1
 
 
 def short_destination(datagram: bytes) -> bytes:
@@ -41,9 +42,24 @@ def parse_long(datagram: bytes) -> LongHeader | None:
     stop = end + 1 + datagram[end]
     if datagram[end] > MAX_CONNECTION_ID or len(datagram) < stop:
         return None
-    return LongHeader(
-        version, datagram[6:end], datagram[end + 1 : stop], datagram[0] & 0x30 == _INITIAL_TYPE
-    )
+    is_initial = datagram[0] & 0x30 == _INITIAL_TYPE
+    token = _token(datagram, stop) if is_initial and version == VERSION_1 else b""
+    if token is None:
+        return None
+    return LongHeader(version, datagram[6:end], datagram[end + 1 : stop], is_initial, token)
+
+
+def _token(datagram: bytes, start: int) -> bytes | None:
+    """The token of an initial packet (RFC 9000 §17.2.2); None if it is cut."""
+    if start >= len(datagram):
+        return None
+    stop = start + (1 << (datagram[start] >> 6))  # a variable-length integer, §16
+    if stop > len(datagram):
+        return None
+    mask = (1 << (8 * (stop - start) - 2)) - 1
+    length = int.from_bytes(datagram[start:stop], "big") & mask
+    token = datagram[stop : stop + length]
+    return token if len(token) == length else None
 
 
 def version_negotiation(header: LongHeader, versions: Sequence[int]) -> bytes:
