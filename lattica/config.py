@@ -44,6 +44,9 @@ class RpcConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrency: int = 16_384  # and of one method that does not say
     max_queue: int = 4_096  # calls that wait for a place, for one method that does not say
     max_queue_bytes: int = 64 * MIB  # of their arguments, for each method
+    max_threads: int = 32  # calls of methods that run in threads
+    max_processes: int = 0  # calls of methods that run in processes; 0: as many as CPUs
+    block_warning: float = 0.25  # a handler that keeps the loop for so long is told in the log
     max_streams_per_peer: int = 1_024
 
 

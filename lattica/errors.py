@@ -171,6 +171,10 @@ class BusyError(RpcError):
         self.retry_after = retry_after
 
 
+class HandlerDiedError(RpcError):
+    """The process that ran the handler ended before it did; the call may have run."""
+
+
 class UnknownMethodError(RpcError):
     """The peer serves no such service or method."""
 

@@ -35,5 +35,9 @@ class Buffer:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __reduce__(self) -> tuple[type[Buffer], tuple[bytes]]:
+        """To a process of ours: a view cannot be pickled."""
+        return Buffer, (bytes(self.data),)
+
     def __repr__(self) -> str:
         return f"Buffer({self.data.nbytes} bytes)"

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from typing import Any
 
 from lattica.errors import CallCancelledError, DeadlineError, LatticaError
 from lattica.identity.grants import MEMBER
 from lattica.identity.keys import PeerId
+from lattica.rpc.blocking import watched
 from lattica.rpc.context import CallContext, current_call, trace_id
+from lattica.rpc.executors import start
 from lattica.rpc.failures import to_error, to_failure
 from lattica.rpc.methods import MethodSpec
 from lattica.rpc.registry import Handler, Registry
+from lattica.rpc.work import Outcome, Work
 
 _SCOPES = frozenset(MEMBER)
 
@@ -27,6 +30,7 @@ class LocalCalls:
         self._local = local
         self._name = name
         self._share = registry.share(local)
+        self._block_warning = registry.config.block_warning
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -35,16 +39,25 @@ class LocalCalls:
         """See `Calls.call`."""
         handler = self._find(service, method)
         arrived = await self._enter(handler, deadline)
-        began = self._now()
+        began, context = self._now(), self._context(deadline)
+        work: Work | None = None
+
+        async def outside() -> Any:
+            nonlocal work
+            assert handler.pool is not None
+            work = start(handler.pool, handler.spec, handler.function, arguments)
+            return await work.result()
+
         try:
-            value = await self._step(
-                self._context(deadline), handler.spec.invoke, handler.function, arguments
-            )
+            if handler.pool is None:
+                value = await self._step(context, self._inside, handler, arguments)
+            else:
+                value = await self._step(context, outside)
             return handler.spec.check_result(value)
         except BaseException as error:  # noqa: BLE001 - mapped as over a link
             raise self._mapped(handler, error) from error.__cause__
         finally:
-            self._leave(handler, arrived, began)
+            self._over(handler, arrived, began, work.done if work is not None else None)
 
     async def stream(
         self, service: str, method: MethodSpec, arguments: Any, deadline: float
@@ -56,10 +69,15 @@ class LocalCalls:
         context = self._context(deadline)
         source: Any = None
         try:
-            source = await self._step(context, handler.spec.invoke, handler.function, arguments)
+            if handler.pool is None:
+                invoke = handler.spec.invoke
+                source = await self._step(context, invoke, handler.function, arguments)
+            else:
+                items = self._registry.executors.items
+                source = await self._step(context, items, handler.spec, handler.function, arguments)
             while True:
                 try:
-                    value = await self._step(context, source.__anext__)
+                    value = await self._step(context, self._next, handler, source)
                 except StopAsyncIteration:
                     return
                 yield handler.spec.check_result(value)
@@ -72,7 +90,15 @@ class LocalCalls:
                 if hasattr(source, "aclose"):
                     await source.aclose()
             finally:
-                self._leave(handler, arrived, began)
+                work = source.done if handler.pool is not None and source is not None else None
+                self._over(handler, arrived, began, work)
+
+    def _inside(self, handler: Handler, arguments: Any) -> Awaitable[Any]:
+        coroutine = handler.spec.invoke(handler.function, arguments)
+        return watched(coroutine, handler.blocked, self._block_warning)
+
+    def _next(self, handler: Handler, source: Any) -> Awaitable[Any]:
+        return watched(source.__anext__(), handler.blocked, self._block_warning)
 
     async def _step(self, context: CallContext, function: Any, *args: Any) -> Any:
         """Run a part of the handler as the call it serves, until the deadline."""
@@ -117,6 +143,19 @@ class LocalCalls:
         if not has_place:
             raise self._registry.busy(handler, self._now())
         return now
+
+    def _over(
+        self,
+        handler: Handler,
+        arrived: float,
+        began: float,
+        work: asyncio.Future[Outcome] | None,
+    ) -> None:
+        """The call is over; its place is free once its thread or process is."""
+        if work is None or work.done():
+            self._leave(handler, arrived, began)
+        else:
+            work.add_done_callback(lambda _: self._leave(handler, arrived, began))
 
     def _leave(self, handler: Handler, arrived: float, began: float) -> None:
         now = self._now()

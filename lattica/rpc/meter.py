@@ -21,7 +21,16 @@ def bounds() -> tuple[float, ...]:
 class Meter:
     """Counters of one method, served or called. No locks: all is on the loop's thread."""
 
-    __slots__ = ("buckets", "bytes_in", "bytes_out", "calls", "errors", "in_flight", "seconds")
+    __slots__ = (
+        "blocked",
+        "buckets",
+        "bytes_in",
+        "bytes_out",
+        "calls",
+        "errors",
+        "in_flight",
+        "seconds",
+    )
 
     def __init__(self) -> None:
         self.calls = 0  # that were begun
@@ -30,6 +39,7 @@ class Meter:
         self.bytes_in = 0
         self.bytes_out = 0
         self.seconds = 0.0  # that all calls took together
+        self.blocked = 0.0  # the longest that a handler kept the event loop, in seconds
         self.buckets = [0] * BUCKETS
 
     def took(self, seconds: float) -> None:

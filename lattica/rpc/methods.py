@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
-from typing import Any, TypeVar
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+)
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
 import msgspec
 
@@ -16,44 +24,92 @@ from lattica.rpc import codec
 from lattica.rpc.buffers import Buffer
 
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
+RunIn = Literal["loop", "thread", "process"]
 _MARK = "_lattica_offer"
 _STREAMS = (AsyncIterator, AsyncGenerator, AsyncIterable)
+_PLAIN_STREAMS = (Iterator, Generator)
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """What `@method` says; None where the defaults of `RpcConfig` hold."""
 
-    scope: str | None = grants.CALL
-    max_concurrency: int | None = None
-    max_queue: int | None = None
-    idempotent: bool = False
+    scope: str | None
+    max_concurrency: int | None
+    max_queue: int | None
+    run_in: RunIn
+    idempotent: bool
 
 
+class _Mark(Protocol):
+    """Callers await what is a plain function here, and what it yields comes one by one."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap] # an iterator is never one value here
+        self, function: Callable[P, Iterator[R]]
+    ) -> Callable[P, AsyncIterator[R]]: ...
+    @overload
+    def __call__(self, function: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]: ...
+
+
+@overload
+def method(
+    *,
+    scope: str | None = ...,
+    max_concurrency: int | None = ...,
+    max_queue: int | None = ...,
+    run_in: Literal["loop"] = ...,
+    idempotent: bool = ...,
+) -> Callable[[F], F]: ...
+@overload
+def method(
+    *,
+    scope: str | None = ...,
+    max_concurrency: int | None = ...,
+    max_queue: int | None = ...,
+    run_in: Literal["thread", "process"],
+    idempotent: bool = ...,
+) -> _Mark: ...
 def method(
     *,
     scope: str | None = grants.CALL,
     max_concurrency: int | None = None,
     max_queue: int | None = None,
+    run_in: RunIn = "loop",
     idempotent: bool = False,
-) -> Callable[[F], F]:
+) -> Any:
     """Offer a method to peers that hold `scope`; None: to anyone, even strangers.
 
     The method is `async def` and annotated; an async generator is a stream of items.
 
     `max_concurrency` of its calls run at a time, all peers together; `max_queue` more wait
     for a place, and the peers take turns. What is over that is refused with a `BusyError`.
+
+    With `run_in="thread"` it is a plain function, or a plain generator, that may block: it
+    keeps its place until it returns, also when its caller has gone. With
+    `run_in="process"` it is a plain function that may compute: a static method, or one whose
+    object can be pickled and is copied for each call. Its process is killed and replaced
+    when the call is cancelled or past its deadline.
+
     `idempotent` says that a call which may have run may be made again: callers that ask for
     retries then get one after a lost link too.
 
     Raises:
-        ValueError: `max_concurrency` is below 1 or `max_queue` below 0.
+        ValueError: a value is none of those allowed.
     """
     if max_concurrency is not None and max_concurrency < 1:
         raise ValueError("max_concurrency is at least 1")
     if max_queue is not None and max_queue < 0:
         raise ValueError("max_queue is at least 0")
+    if run_in not in typing.get_args(RunIn):
+        raise ValueError(f'run_in is "loop", "thread" or "process", not {run_in!r}')
     offer = Offer(
-        scope=scope, max_concurrency=max_concurrency, max_queue=max_queue, idempotent=idempotent
+        scope=scope,
+        max_concurrency=max_concurrency,
+        max_queue=max_queue,
+        run_in=run_in,
+        idempotent=idempotent,
     )
 
     def mark(function: F) -> F:
@@ -66,16 +122,17 @@ def method(
 class MethodSpec:
     """One method: what is offered, how its arguments and results are packed and checked."""
 
-    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+    def __init__(self, name: str, function: Callable[..., Any], *, is_static: bool = False) -> None:
+        """`is_static`: its first parameter is not the object."""
         self.name = name
         self.offer: Offer = getattr(function, _MARK)
-        self.signature = _without_self(function)
-        hints = _hints(function)
+        self.signature = _signature(function, is_static)
+        hints = _hints(function, is_static)
         returns = hints.pop("return")
-        self.is_stream = typing.get_origin(returns) in _STREAMS
+        on_loop = self.offer.run_in == "loop"
+        self.is_stream = typing.get_origin(returns) in (_STREAMS if on_loop else _PLAIN_STREAMS)
         self.result_type: Any = typing.get_args(returns)[0] if self.is_stream else returns
-        if not self.is_stream and not inspect.iscoroutinefunction(function):
-            raise TypeError(f"{function.__qualname__} must be `async def` or an async generator")
+        _check_kind(function, self.offer.run_in, self.is_stream)
         parameters = list(self.signature.parameters)
         self.args_type = msgspec.defstruct(
             f"{name}_arguments",
@@ -121,9 +178,14 @@ class MethodSpec:
         """Call the handler."""
         if not self._keywords:
             return function(*msgspec.structs.astuple(arguments))
+        args, kwargs = self.unbind(arguments)
+        return function(*args, **kwargs)
+
+    def unbind(self, arguments: Any) -> tuple[list[Any], dict[str, Any]]:
+        """Arguments as Python passes them."""
         values = {name: getattr(arguments, name) for name in self._names}
         keywords = {name: values.pop(name) for name in self._keywords}
-        return function(*values.values(), **keywords)
+        return list(values.values()), keywords
 
     def check_result(self, value: Any) -> Any:
         """`value` as the annotated result or item.
@@ -158,31 +220,47 @@ def methods_of(service: type[Any]) -> dict[str, MethodSpec]:
     """
     found: dict[str, MethodSpec] = {}
     for name in dir(service):
-        function = inspect.getattr_static(service, name)
+        found_there = inspect.getattr_static(service, name)
+        is_static = isinstance(found_there, staticmethod)
+        function = getattr(found_there, "__func__", found_there)  # of a static or class method
         if callable(function) and hasattr(function, _MARK):
-            found[name] = MethodSpec(name, function)
+            found[name] = MethodSpec(name, function, is_static=is_static)
     if not found:
         raise TypeError(f"{service.__qualname__} has no @method")
     return found
 
 
-def _without_self(function: Callable[..., Any]) -> inspect.Signature:
+def _check_kind(function: Callable[..., Any], run_in: RunIn, is_stream: bool) -> None:
+    name = function.__qualname__
+    if run_in == "loop":
+        if not is_stream and not inspect.iscoroutinefunction(function):
+            raise TypeError(
+                f"{name} must be `async def` or an async generator, or say where it runs: "
+                '@method(run_in="thread") or "process"'
+            )
+    elif inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f'{name} is async and runs in the loop: leave out run_in="{run_in}"')
+    elif is_stream and run_in == "process":
+        raise TypeError(f'{name} yields items, which come from threads only: run_in="thread"')
+
+
+def _signature(function: Callable[..., Any], is_static: bool) -> inspect.Signature:
     signature = inspect.signature(function)
-    parameters = list(signature.parameters.values())[1:]
+    parameters = list(signature.parameters.values())[not is_static :]
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise TypeError(f"{function.__qualname__}: *args and **kwargs have no wire form")
     return signature.replace(parameters=parameters)
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def _hints(function: Callable[..., Any], is_static: bool) -> dict[str, Any]:
     try:
         hints = typing.get_type_hints(function, include_extras=True)
     except NameError as error:
         raise TypeError(
             f"{function.__qualname__}: {error}; annotations must name what its module imports"
         ) from None
-    names = [*list(inspect.signature(function).parameters)[1:], "return"]
+    names = [*list(inspect.signature(function).parameters)[not is_static :], "return"]
     missing = [name for name in names if name not in hints]
     if missing:
         raise TypeError(f"{function.__qualname__}: no annotation for {', '.join(missing)}")

@@ -12,8 +12,10 @@ from lattica.errors import BusyError, PermissionDeniedError, UnknownMethodError
 from lattica.identity.grants import allows
 from lattica.identity.keys import PeerId
 from lattica.rpc.admission import Admission, Gate, Share
+from lattica.rpc.executors import Executors
 from lattica.rpc.meter import Meter
 from lattica.rpc.methods import MethodSpec
+from lattica.rpc.work import Pool
 
 log = logging.getLogger("lattica.rpc")
 MAX_LOGGED = 1024  # (peer, method) pairs: a stranger must not fill the log
@@ -34,15 +36,36 @@ class Waiting(Protocol):
 class Handler:
     """One method of a registered service, and what it has done."""
 
-    __slots__ = ("function", "gate", "meter", "name", "spec")
+    __slots__ = ("_is_known_to_block", "function", "gate", "meter", "name", "pool", "spec")
 
-    def __init__(self, name: str, spec: MethodSpec, function: Any, gate: Gate[Waiting]) -> None:
-        """`name` is that of the service and the method."""
+    def __init__(
+        self,
+        name: str,
+        spec: MethodSpec,
+        function: Any,
+        gate: Gate[Waiting],
+        pool: Pool | None = None,
+    ) -> None:
+        """`name` is that of the service and the method; no `pool`: it runs on the loop."""
         self.name = name
         self.spec = spec
         self.function = function
         self.gate = gate
+        self.pool = pool
         self.meter = Meter()
+        self._is_known_to_block = False
+
+    def blocked(self, seconds: float) -> None:
+        """It kept the event loop for so long."""
+        self.meter.blocked = max(self.meter.blocked, seconds)
+        if not self._is_known_to_block:
+            self._is_known_to_block = True
+            log.warning(
+                "%s kept the event loop for %.2f s, and every other call with it: make it a plain "
+                'function with @method(run_in="thread"), or let it wait more often',
+                self.name,
+                seconds,
+            )
 
 
 class Registry:
@@ -52,7 +75,8 @@ class Registry:
         self.services: dict[str, dict[str, Handler]] = {}
         self.counters = counters
         self.admission: Admission[Waiting] = Admission(config.max_running)
-        self._config = config
+        self.executors = Executors(config)
+        self.config = config
         # A peer's calls count until their handlers are over, also those of a lost link.
         self._shares: WeakValueDictionary[PeerId, Share] = WeakValueDictionary()
         self._logged: set[tuple[PeerId, str]] = set()
@@ -71,19 +95,21 @@ class Registry:
         }
 
     def _handler(self, service: str, spec: MethodSpec, function: Any) -> Handler:
-        offer, config = spec.offer, self._config
+        offer, config = spec.offer, self.config
+        pool = self.executors.pool(spec, function)
         gate: Gate[Waiting] = Gate(
             config.max_concurrency if offer.max_concurrency is None else offer.max_concurrency,
             max_queue=config.max_queue if offer.max_queue is None else offer.max_queue,
             max_queue_bytes=config.max_queue_bytes,
+            pool=pool.limit if pool is not None else None,
         )
-        return Handler(f"{service}.{spec.name}", spec, function, gate)
+        return Handler(f"{service}.{spec.name}", spec, function, gate, pool)
 
     def share(self, peer: PeerId) -> Share:
         """What runs of `peer`. Keep it: it is forgotten with its last holder."""
         share = self._shares.get(peer)
         if share is None:
-            share = self._shares[peer] = Share(self._config.max_running_per_peer)
+            share = self._shares[peer] = Share(self.config.max_running_per_peer)
         return share
 
     def busy(self, handler: Handler, now: float) -> BusyError:

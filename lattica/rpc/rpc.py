@@ -91,6 +91,8 @@ class Rpc:
             if error is not None and group.exceptions == (error,):
                 return
             raise
+        finally:
+            await self._registry.executors.close()
 
     def register(self, name: str, instance: object) -> None:
         """Serve the `@method`s of `instance` as the service `name`.

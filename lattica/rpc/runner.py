@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import partial
+from time import perf_counter
 from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -39,13 +42,21 @@ class Jobs(Protocol[J]):
         """The job waits: awaiting `rest` goes on with it, and has its outcome."""
         ...
 
+    def blocked(self, job: J, seconds: float) -> None:
+        """The job kept the loop for so long, from one wait to the next."""
+        ...
+
 
 class Runner(Generic[T]):
     """Starts jobs in the order they came. Its tasks belong to the group it was given."""
 
-    def __init__(self, tasks: asyncio.TaskGroup, jobs: Jobs[T]) -> None:
+    def __init__(
+        self, tasks: asyncio.TaskGroup, jobs: Jobs[T], *, block_limit: float = math.inf
+    ) -> None:
+        """Steps of jobs that take more than `block_limit` seconds are told to `jobs`."""
         self._tasks = tasks
         self._jobs = jobs
+        self._block_limit = block_limit
         self._queue: deque[T] = deque()
         self._has_task = False  # one that will take the next job
 
@@ -60,6 +71,7 @@ class Runner(Generic[T]):
         assert task is not None
         queue, jobs = self._queue, self._jobs
         started = 0
+        began, limit = perf_counter(), self._block_limit
         while queue:
             job = queue.popleft()
             coroutine = jobs.begin(job, task)
@@ -74,7 +86,11 @@ class Runner(Generic[T]):
             except BaseException as error:  # noqa: BLE001 - the job's outcome
                 jobs.raised(job, error)
             else:
-                left = jobs.waits(job, Rest(coroutine, context, waits_for))
+                rest = Rest(coroutine, context, waits_for, partial(jobs.blocked, job), limit)
+                left = jobs.waits(job, rest)
+            began, before = perf_counter(), began
+            if began - before > limit:
+                jobs.blocked(job, began - before)
             if left is not None:
                 self._hand_on()
                 await left
@@ -84,6 +100,7 @@ class Runner(Generic[T]):
             started += 1
             if started % TURN == 0:
                 await asyncio.sleep(0)
+                began = perf_counter()
         self._hand_on()
 
     def _hand_on(self) -> None:
@@ -102,14 +119,21 @@ class Runner(Generic[T]):
 class Rest:
     """What is left of a job that has begun: awaited, it goes on in its context."""
 
-    __slots__ = ("_context", "_job", "_waits_for")
+    __slots__ = ("_blocked", "_context", "_job", "_limit", "_waits_for")
 
     def __init__(
-        self, job: Coroutine[Any, Any, Any], context: contextvars.Context, waits_for: Any
+        self,
+        job: Coroutine[Any, Any, Any],
+        context: contextvars.Context,
+        waits_for: Any,
+        blocked: Callable[[float], None],
+        limit: float,
     ) -> None:
         self._job = job
         self._context = context
         self._waits_for = waits_for
+        self._blocked = blocked
+        self._limit = limit
 
     def __await__(self) -> Generator[Any, Any, Any]:
         step = self._context.run
@@ -122,7 +146,11 @@ class Rest:
                 advance, given = self._job.throw, error
             else:
                 advance, given = self._job.send, value
+            began = perf_counter()
             try:
                 waits_for = step(advance, given)
             except StopIteration as end:
                 return end.value
+            finally:
+                if (seconds := perf_counter() - began) > self._limit:
+                    self._blocked(seconds)

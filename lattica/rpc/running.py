@@ -13,20 +13,29 @@ from lattica.rpc.bodies import BodySender
 from lattica.rpc.channel import Channel
 from lattica.rpc.codec import ENCODE_ERRORS, Encoder, Packed
 from lattica.rpc.context import current_call, trace_id
+from lattica.rpc.executors import Executors, start
 from lattica.rpc.failures import to_failure
 from lattica.rpc.items import ItemWriter, Stopped
 from lattica.rpc.methods import MethodSpec
 from lattica.rpc.runner import Rest
 from lattica.rpc.served import Served
+from lattica.rpc.work import Pool
 
 
 class Running:
     """Runs the handlers of one link's calls, and sends what they return."""
 
-    def __init__(self, channel: Channel, encoder: Encoder, ended: Callable[[Served], None]) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        encoder: Encoder,
+        executors: Executors,
+        ended: Callable[[Served], None],
+    ) -> None:
         """`ended` is called once for each call, when its handler is over."""
         self._channel = channel
         self._encoder = encoder
+        self._executors = executors
         self._ended = ended
 
     def begin(self, served: Served, task: asyncio.Task[None]) -> Coroutine[Any, Any, Any] | None:
@@ -36,12 +45,23 @@ class Running:
         served.task = task
         current_call.set(served)
         trace_id.set(served.trace)
-        spec = served.handler.spec
+        handler, spec = served.handler, served.handler.spec
         if spec.is_stream:
             return self._stream(served)
         arguments, served.arguments = served.arguments, None
-        coroutine: Coroutine[Any, Any, Any] = spec.invoke(served.handler.function, arguments)
+        if handler.pool is not None:
+            return self._outside(served, handler.pool, arguments)
+        coroutine: Coroutine[Any, Any, Any] = spec.invoke(handler.function, arguments)
         return coroutine
+
+    async def _outside(self, served: Served, pool: Pool, arguments: Any) -> Any:
+        work = start(pool, served.handler.spec, served.handler.function, arguments)
+        served.work = work.done
+        return await work.result()
+
+    def blocked(self, served: Served, seconds: float) -> None:
+        """See `Jobs`."""
+        served.handler.blocked(seconds)
 
     def returned(self, served: Served, value: Any) -> Awaitable[None] | None:
         """See `Jobs`."""
@@ -107,11 +127,16 @@ class Running:
         return len(packed.value) + sum(packed.sizes)
 
     async def _stream(self, served: Served) -> None:
-        spec = served.handler.spec
+        handler, spec = served.handler, served.handler.spec
         arguments, served.arguments = served.arguments, None
         writer: ItemWriter | None = None
         try:
-            source = spec.invoke(served.handler.function, arguments)
+            source: Any
+            if handler.pool is None:
+                source = spec.invoke(handler.function, arguments)
+            else:
+                source = self._executors.items(spec, handler.function, arguments)
+                served.work = source.done
             writer = ItemWriter(self._channel, served.call)
             await self._produce(spec, source, writer)
             await writer.finish(m.End())

@@ -10,6 +10,7 @@ from lattica.rpc import messages as m
 from lattica.rpc.bodies import BodyReceiver
 from lattica.rpc.context import CallContext
 from lattica.rpc.registry import Handler
+from lattica.rpc.work import Outcome
 
 
 class Owner(Protocol):
@@ -48,6 +49,7 @@ class Served:
         "started",
         "task",
         "trace",
+        "work",
     )
 
     def __init__(
@@ -75,6 +77,7 @@ class Served:
         self.message: m.Call | None = None  # while its buffers are awaited
         self.body: BodyReceiver | None = None
         self.task: asyncio.Task[None] | None = None  # while its handler runs
+        self.work: asyncio.Future[Outcome] | None = None  # outside of the loop
         self.started = False  # it has a place, and its handler runs or is about to
         self.is_waiting = False
         self.is_cancelled = False

@@ -42,8 +42,10 @@ class Serving:
         self._registry = registry
         self._now = asyncio.get_running_loop().time
         self._sweep = Sweep(self._expire)
-        self._running = Running(channel, channel.encoder, self._end)
-        self._runner: Runner[Served] = Runner(tasks, self._running)
+        self._running = Running(channel, channel.encoder, registry.executors, self._end)
+        self._runner: Runner[Served] = Runner(
+            tasks, self._running, block_limit=channel.config.block_warning
+        )
         self._admission = registry.admission
         self._share = registry.share(channel.link.remote.peer)
         self._calls: dict[int, Served] = {}
@@ -232,7 +234,10 @@ class Serving:
         self._held -= served.nbytes
         served.task = None  # it may be another's by now
         if served.started:
-            self._leave(served)
+            if served.work is None or served.work.done():
+                self._leave(served)
+            else:  # its thread goes on, or its process still ends
+                served.work.add_done_callback(lambda _: self._leave(served))
         elif served.is_waiting:
             self._admission.withdraw(served.handler.gate, self._share, served)
         if served.body is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -109,6 +109,19 @@ class NotAsync:
         return 1
 
 
+class AsyncInThread:
+    @method(run_in="thread")
+    async def bad(self) -> int:
+        return 1
+
+
+class ItemsOfProcess:
+    @staticmethod
+    @method(run_in="process")
+    def bad() -> Iterator[int]:
+        yield 1
+
+
 class Missing:
     @method()
     async def bad(self) -> Nowhere:  # type: ignore[name-defined] # noqa: F821
@@ -119,7 +132,65 @@ class Nothing:
     async def bad(self) -> None: ...
 
 
-@pytest.mark.parametrize("service", [NoHint, NoReturn, Star, NotAsync, Missing, Nothing])
+@pytest.mark.parametrize(
+    "service", [NoHint, NoReturn, Star, NotAsync, AsyncInThread, ItemsOfProcess, Missing, Nothing]
+)
 def test_classes_that_cannot_be_served_say_why(service: type[Any]) -> None:
     with pytest.raises(TypeError, match=service.__name__):
         methods_of(service)
+
+
+def test_the_cure_is_named() -> None:
+    with pytest.raises(TypeError, match='run_in="thread"'):
+        methods_of(NotAsync)
+    with pytest.raises(TypeError, match="leave out run_in"):
+        methods_of(AsyncInThread)
+
+
+class Plain:
+    @method(run_in="thread")
+    def blocking(self, a: int, *, b: str = "b") -> str:
+        return f"{a}{b}"
+
+    @method(run_in="thread")
+    def items(self) -> Iterator[int]:
+        yield 1
+
+    @staticmethod
+    @method(run_in="process", idempotent=True)
+    def still(a: int) -> int:
+        return a
+
+    @classmethod
+    @method(run_in="process", max_concurrency=3, max_queue=0)
+    def of_class(cls, a: int) -> int:
+        return a
+
+
+def test_plain_functions_static_and_class_methods() -> None:
+    specs = methods_of(Plain)
+    assert {name: list(spec.signature.parameters) for name, spec in specs.items()} == {
+        "blocking": ["a", "b"],
+        "items": [],
+        "still": ["a"],
+        "of_class": ["a"],
+    }
+    assert [name for name, spec in specs.items() if spec.is_stream] == ["items"]
+    assert specs["items"].result_type is int
+    assert specs["still"].offer.idempotent
+    assert (specs["of_class"].offer.max_concurrency, specs["of_class"].offer.max_queue) == (3, 0)
+    blocking = specs["blocking"]
+    assert blocking.unbind(blocking.bind((1,), {"b": "c"})) == ([1], {"b": "c"})
+
+
+@pytest.mark.parametrize(
+    ("offer", "says"),
+    [
+        ({"max_concurrency": 0}, "at least 1"),
+        ({"max_queue": -1}, "at least 0"),
+        ({"run_in": "moon"}, "'moon'"),
+    ],
+)
+def test_offers_that_make_no_sense(offer: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        method(**offer)

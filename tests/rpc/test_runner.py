@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -24,7 +25,8 @@ class Stage:
         self.tasks: dict[Job, asyncio.Task[None]] = {}
         self.dropped: set[Job] = set()
         self.outcomes: dict[Job, object] = {}
-        self.runner: Runner[Job] = Runner(tasks, self)
+        self.blocks: list[Job] = []
+        self.runner: Runner[Job] = Runner(tasks, self, block_limit=0.05)
 
     def begin(self, job: Job, task: asyncio.Task[None]) -> Coroutine[Any, Any, object] | None:
         if job in self.dropped:
@@ -44,6 +46,10 @@ class Stage:
             self.outcomes[job] = await rest
         except BaseException as error:
             self.raised(job, error)
+
+    def blocked(self, job: Job, seconds: float) -> None:
+        assert seconds > 0.05
+        self.blocks.append(job)
 
 
 @pytest.fixture
@@ -239,3 +245,25 @@ async def test_jobs_that_come_while_the_group_ends_are_dropped_in_silence() -> N
     with pytest.raises(ExceptionGroup):
         await ending()
     assert not ran
+
+
+async def test_the_job_that_keeps_the_loop_is_told_apart_from_its_neighbours(stage: Stage) -> None:
+    async def quick() -> None: ...
+
+    async def at_once() -> None:
+        time.sleep(0.06)  # noqa: ASYNC251
+
+    async def before_it_waits() -> None:
+        time.sleep(0.06)  # noqa: ASYNC251
+        await asyncio.sleep(0)
+
+    async def after_it_waits() -> None:
+        await asyncio.sleep(0)
+        time.sleep(0.06)  # noqa: ASYNC251
+
+    async def another() -> None: ...
+
+    for job in (quick, at_once, another, before_it_waits, after_it_waits):
+        stage.runner.add(job)
+    await settle()
+    assert stage.blocks == [at_once, before_it_waits, after_it_waits]
