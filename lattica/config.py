@@ -25,8 +25,8 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     handshake_rate: float = 20.0  # a second, sustained, from one source: IPv4 address or IPv6 /56
     handshake_burst: float = 100.0
     socket_buffer: int = 4 * MIB
-    datagram: int = 1452  # largest QUIC datagram sent, before path discovery
-    max_datagram: int = 65_535  # none larger is ever sent, whatever the path takes
+    datagram: int = 1452  # largest sent by an engine that cannot enlarge it, path unknown
+    max_datagram: int = 16_384  # none larger is ever sent, whatever the path takes
     engine: str = "auto"  # or "aioquic", "qh3"; "auto" heeds the variable LATTICA_QUIC
 
 

@@ -35,6 +35,7 @@ from lattica.link.refusals import CloseCode, DuplicateLinkError
 from lattica.link.schedule import Schedule
 from lattica.link.supervision import PeerEvent, PeerState
 from lattica.path.interface import Path, VirtualAddress
+from lattica.path.probes import tag_of
 
 logger = logging.getLogger("lattica.link")
 
@@ -73,6 +74,7 @@ class Endpoint:
         self._all: dict[QuicLink, None] = {}  # every connection, proven or not
         self._links: dict[PeerId, QuicLink] = {}  # the open ones
         self._by_id: dict[bytes, QuicLink] = {}
+        self._by_tag: dict[bytes, QuicLink] = {}  # of probes
         self._candidates: dict[QuicLink, Candidate] = {}  # proven dialers, not yet answered
         self._dials = Dials(self, self.config)
         self._peers = self._dials.peers
@@ -207,6 +209,16 @@ class Endpoint:
             link.receive(batch, now)
             link.drain()
 
+    def probes_received(self, probes: Sequence[tuple[bytes, VirtualAddress]]) -> None:
+        """See `lattica.path.interface.Receiver`."""
+        now = self._loop.time()
+        for datagram, address in probes:
+            link = self._by_tag.get(tag_of(datagram))
+            if link is None:
+                self.counters["probe:unkeyed"] += 1
+            else:
+                link.receive_probe(datagram, address, now)
+
     def path_refused(self, address: VirtualAddress) -> None:
         """See `lattica.path.interface.Receiver`."""
         now = self._loop.time()
@@ -230,6 +242,11 @@ class Endpoint:
             # Tasks that this turn has woken come first: what they write shares the packets.
             self._is_flush_due = True
             self._loop.call_soon(self._flush)
+
+    def link_keyed(self, link: QuicLink) -> None:
+        """See `LinkOwner`."""
+        if link.probe_tag is not None:
+            self._by_tag[link.probe_tag] = link
 
     def link_proven(self, link: QuicLink) -> None:
         """See `LinkOwner`."""
@@ -284,6 +301,8 @@ class Endpoint:
         self._closing.add(link.connection_ids, last_words, link.virtual_address, self._loop.time())
         for connection_id in link.connection_ids:
             self._by_id.pop(connection_id, None)
+        if link.probe_tag is not None:
+            self._by_tag.pop(link.probe_tag, None)
         self.path.release(link.virtual_address)
         remote = link.proven
         if remote is not None and self._links.get(remote.peer) is link:
@@ -402,11 +421,15 @@ class Endpoint:
         self.path.hold(link.virtual_address)
 
     def _engine_config(self, address: VirtualAddress, *, is_client: bool) -> EngineConfig:
-        limit = self.path.datagram_limit(address) or self.config.datagram
+        size = self.path.datagram_limit(address)
+        if size is None:
+            # The least that QUIC needs passes wherever a link is possible; the rest is found.
+            size = header.MIN_INITIAL if self._make_engine.can_grow else self.config.datagram
         return EngineConfig(
             is_client=is_client,
             certificate=self._certificate,
-            datagram=max(header.MIN_INITIAL, min(limit, self.config.max_datagram)),
+            datagram=max(header.MIN_INITIAL, min(size, self.config.max_datagram)),
+            max_datagram=self.config.max_datagram,
             window=self.path.window_limit(address) or MAX_WINDOW,
             max_unordered=MAX_UNORDERED,
         )

@@ -22,6 +22,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     is_client: bool
     certificate: Certificate
     datagram: int
+    max_datagram: int = 65_535  # no engine's own probing goes further
     window: int = 16 * 1024 * 1024  # in flight at most
     idle_timeout: float = 60.0  # a backstop: the link watches its own silence
     max_data: int = 16 * 1024 * 1024
@@ -82,6 +83,11 @@ class Engine(Protocol):
     @property
     def name(self) -> str:
         """The library, as people and `LATTICA_QUIC` name it."""
+        ...
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether `set_datagram` can also enlarge."""
         ...
 
     @property
@@ -170,6 +176,7 @@ class EngineMaker(Protocol):
     """Makes connections of one library."""
 
     name: str
+    can_grow: bool
 
     def __call__(
         self,

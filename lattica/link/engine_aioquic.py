@@ -43,6 +43,7 @@ class AioquicEngine:
     """See `lattica.link.engine.Engine`."""
 
     name = "aioquic"
+    can_grow = True
 
     def __init__(
         self,

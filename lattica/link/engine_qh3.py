@@ -47,6 +47,7 @@ class Qh3Engine:
     """See `lattica.link.engine.Engine`."""
 
     name = "qh3"
+    can_grow = False
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Protocol
 
 from lattica.clock import Clock
@@ -23,9 +24,14 @@ class LinkOwner(Protocol):
     config: LinkConfig
     clock: Clock
     path: Path
+    counters: Counter[str]
 
     def link_dirty(self, link: QuicLink) -> None:
         """Something waits to be sent: flush at the end of the loop's turn."""
+        ...
+
+    def link_keyed(self, link: QuicLink) -> None:
+        """Probes of the path may come with the link's tag."""
         ...
 
     def link_proven(self, link: QuicLink) -> None:

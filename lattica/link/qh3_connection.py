@@ -56,7 +56,7 @@ def configuration(config: EngineConfig, secrets: SecretsLog) -> QuicConfiguratio
         max_data=config.max_data,
         max_datagram_size=config.datagram,
         max_stream_data=config.max_stream_data,
-        probe_datagram_size=config.datagram <= OWN_PROBING,
+        probe_datagram_size=config.datagram <= OWN_PROBING <= config.max_datagram,
         secrets_log_file=cast(TextIO, secrets),
         # Left out by default, though it is the only kind of key there is here.
         signature_algorithms=[SignatureAlgorithm.ED25519],

@@ -20,8 +20,10 @@ from lattica.link.outbox import PIECE, Outbox
 from lattica.link.owner import LinkOwner
 from lattica.link.proof import Proof, Role, Step
 from lattica.link.refusals import CloseCode, code_of, error_of
+from lattica.link.sizing import Sizing
 from lattica.link.statistics import LinkStatistics, Meter
 from lattica.path.interface import VirtualAddress
+from lattica.path.probes import ProbeKeys
 
 logger = logging.getLogger("lattica.link")
 
@@ -64,6 +66,7 @@ class QuicLink:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._proof: Proof | None = None
+        self._sizing: Sizing | None = None  # once both ends have its keys
         self._handler: LinkHandler | None = None
         self._early: list[Callable[[LinkHandler], None]] = []
         self._early_size = 0
@@ -183,6 +186,11 @@ class QuicLink:
         """Where packets go, as the path names it."""
         return self._address
 
+    @property
+    def probe_tag(self) -> bytes | None:
+        """How probes of the path name this link; None before the keys are there."""
+        return None if self._sizing is None else self._sizing.tag
+
     def dial(self, now: float) -> None:
         """Send the first packet."""
         self._engine.connect(self._address, now)
@@ -258,7 +266,10 @@ class QuicLink:
     def open(self, acceptor: Callable[[Link], LinkHandler]) -> None:
         """Both proofs hold: hand over what has arrived meanwhile, then everything else."""
         self.phase = Phase.OPEN  # first: the acceptor may open streams
-        self._handshake = self._loop.time() - self._born
+        now = self._loop.time()
+        self._handshake = now - self._born
+        assert self._sizing is not None
+        self._owner.link_due(self, min(self.liveness.due(now), self._sizing.begin(now)))
         self._handler = acceptor(self)
         self.settled.set()
         early, self._early = self._early, []
@@ -284,9 +295,20 @@ class QuicLink:
 
     def on_too_big(self, size: int) -> None:
         """This machine does not send so large a datagram there: go on with the smallest."""
-        if self.phase is not Phase.CLOSED and size > header.MIN_INITIAL:
+        if self.phase is Phase.CLOSED or size <= header.MIN_INITIAL:
+            return
+        if self._sizing is None:
             self._engine.set_datagram(header.MIN_INITIAL)
-            self._owner.link_dirty(self)
+        else:
+            self._sizing.too_big(size, self._loop.time())
+        self._owner.link_dirty(self)
+
+    def receive_probe(self, datagram: bytes, address: VirtualAddress, now: float) -> None:
+        """Take in a probe of the path, or the reply to one of ours."""
+        if self._sizing is not None:
+            self._sizing.received(datagram, address, now)
+            if self.phase is Phase.OPEN:
+                self._owner.link_due(self, min(self.liveness.due(now), self._sizing.due))
 
     def check(self, now: float) -> float:
         """Look at the clocks; when to look again. Not called any more once it is closed."""
@@ -294,27 +316,32 @@ class QuicLink:
             if self._expires <= self._owner.clock.time():
                 self.refuse(LinkRefusedError("the grant expired; ask for a new one"))
                 return now
+            assert self._sizing is not None
+            look_again = self._sizing.check(now)
             if not self._is_suspect and (due := self.liveness.quiet_until(now)) is not None:
-                return due  # by far the most frequent outcome, on busy links and idle ones
-            verdict = self.liveness.check(now)
-            if verdict is Verdict.BEAT and self._beats is not None:
-                self._send_beat(self._beats.make(Kind.ASK))
-                self.liveness.expect(self._engine.rtt)
-                return self.liveness.due(now)
-            self._suspect(now)
-            if verdict is Verdict.PING:
-                self.probe()
-            elif verdict is Verdict.DEAD:
-                silence = now - self.liveness.heard
-                text = f"nothing was heard for {silence:.1f} s"
-                self.end(LinkLostError(text), CloseCode.LOST, text)
-            return self.liveness.due(now)
+                return min(due, look_again)  # by far the most frequent outcome
+            return min(self._check_life(now), look_again)
         if self.phase is not Phase.CLOSED and not self.is_dialer:
             # A dialer's patience is its dial's.
             limit = self._owner.config.handshake_timeout
             if now - self._started >= limit:
                 self.refuse(LinkRefusedError(f"no valid hello within {limit:g} s"))
         return now + _PATIENCE_CHECK
+
+    def _check_life(self, now: float) -> float:
+        verdict = self.liveness.check(now)
+        if verdict is Verdict.BEAT and self._beats is not None:
+            self._send_beat(self._beats.make(Kind.ASK))
+            self.liveness.expect(self._engine.rtt)
+            return self.liveness.due(now)
+        self._suspect(now)
+        if verdict is Verdict.PING:
+            self.probe()
+        elif verdict is Verdict.DEAD:
+            silence = now - self.liveness.heard
+            text = f"nothing was heard for {silence:.1f} s"
+            self.end(LinkLostError(text), CloseCode.LOST, text)
+        return self.liveness.due(now)
 
     def _suspect(self, now: float) -> None:
         """Tell of a change between alive and suspect."""
@@ -357,6 +384,15 @@ class QuicLink:
         binding = self._engine.binding()
         self._beats = Beats(binding, is_dialer=self.is_dialer)
         self.connection_id_added(self._beats.id)
+        self._sizing = Sizing(
+            self._engine,
+            self._owner.path,
+            self._address,
+            ProbeKeys.derive(binding, is_dialer=self.is_dialer),
+            limit=self._owner.config.max_datagram,
+            counters=self._owner.counters,
+        )
+        self._owner.link_keyed(self)
         self._proof = Proof(
             self._owner.identity,
             self._owner.membership,
@@ -465,6 +501,8 @@ class QuicLink:
     def _send(self, datagrams: list[bytes]) -> None:
         if datagrams:
             self._meter.sent(datagrams)
+            if self._sizing is not None:
+                self._sizing.sent(datagrams)
             self._owner.path.send(datagrams, self._address)
 
     def _arm(self) -> None:

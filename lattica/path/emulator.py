@@ -24,7 +24,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     jitter_reorders: bool = False  # else a datagram waits for the ones before it
     rate: float | None = None  # bytes/s; None: any
     queue: int = 256 * 1024  # bytes that wait for the rate; what comes on top is dropped
-    mtu: int | None = None  # bytes; larger datagrams are dropped without a word
+    mtu: int = 1472  # bytes of a datagram, an Ethernet's; larger ones are dropped without a word
     loss: float = 0.0
     corrupt: float = 0.0  # one to eight bits flip
     duplicate: float = 0.0
@@ -77,7 +77,7 @@ class Direction:
         """What becomes of a datagram sent at `now`: times of arrival and contents."""
         told, chance, count = self.conditions, self._random.random, self.counters
         count["sent"] += 1
-        if told.mtu is not None and len(datagram) > told.mtu:
+        if len(datagram) > told.mtu:
             count["too_big"] += 1
             return []
         left: float | None = now

@@ -17,6 +17,9 @@ import msgspec
 
 # RFC 9443: QUIC packets have the fixed bit set. What has not is ours or garbage.
 QUIC_FIXED_BIT = 0x40
+# First bytes of ours, from a range that RFC 9443 leaves free.
+PROBE = 0x05
+PROBE_REPLY = 0x06
 
 
 class VirtualAddress(NamedTuple):
@@ -49,6 +52,10 @@ class Receiver(Protocol):
 
     def packets_received(self, packets: Sequence[tuple[bytes, VirtualAddress]]) -> None:
         """QUIC datagrams of one wake-up, in the order of arrival."""
+        ...
+
+    def probes_received(self, probes: Sequence[tuple[bytes, VirtualAddress]]) -> None:
+        """Probes and replies to probes: see `lattica.path.probes`. Not checked yet."""
         ...
 
     def path_refused(self, address: VirtualAddress) -> None:
@@ -99,6 +106,10 @@ class Path(Protocol):
 
     def datagram_limit(self, address: VirtualAddress) -> int | None:
         """Largest datagram known to pass, in bytes; None where nothing is known."""
+        ...
+
+    def can_probe(self, address: VirtualAddress) -> bool:
+        """Whether larger datagrams may be lost there: probes then find what passes."""
         ...
 
     def window_limit(self, address: VirtualAddress) -> int | None:

@@ -13,7 +13,14 @@ from collections.abc import Sequence
 from lattica.errors import AddressError, PortInUseError
 from lattica.path import addresses as text
 from lattica.path.emulator import Conditions, Direction, Pipe
-from lattica.path.interface import QUIC_FIXED_BIT, PathStats, Receiver, VirtualAddress
+from lattica.path.interface import (
+    PROBE,
+    PROBE_REPLY,
+    QUIC_FIXED_BIT,
+    PathStats,
+    Receiver,
+    VirtualAddress,
+)
 from lattica.path.routes import Routes
 
 __all__ = ["Conditions", "MemoryPath", "PacketNetwork"]
@@ -215,6 +222,9 @@ class MemoryPath:
     def datagram_limit(self, address: VirtualAddress) -> int | None:
         return None
 
+    def can_probe(self, address: VirtualAddress) -> bool:
+        return True
+
     def window_limit(self, address: VirtualAddress) -> int | None:
         return None
 
@@ -230,7 +240,8 @@ class MemoryPath:
     def arrived(self, datagram: bytes, source: str) -> None:
         """Collect what arrives in one turn of the loop, as a socket's buffer would."""
         self._in.update(datagrams=1, bytes=len(datagram))
-        if not datagram or not datagram[0] & QUIC_FIXED_BIT:
+        kind = datagram[0] if datagram else 0
+        if not kind & QUIC_FIXED_BIT and kind not in (PROBE, PROBE_REPLY):
             self._counters["garbage"] += 1
             return
         if not self._inbox:
@@ -238,7 +249,13 @@ class MemoryPath:
         self._inbox.append((datagram, self._routes.virtual(source)))
 
     def _wake(self) -> None:
-        packets, self._inbox = self._inbox, []
+        inbox, self._inbox = self._inbox, []
         self._in["reads"] += 1
-        if self._receiver is not None:
+        if self._receiver is None:
+            return
+        packets = [each for each in inbox if each[0][0] & QUIC_FIXED_BIT]
+        if packets:
             self._receiver.packets_received(packets)
+        if len(packets) < len(inbox) and self._receiver is not None:
+            probes = [each for each in inbox if not each[0][0] & QUIC_FIXED_BIT]
+            self._receiver.probes_received(probes)

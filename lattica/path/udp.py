@@ -16,9 +16,16 @@ import psutil
 
 from lattica.errors import AddressError, PathError, PortInUseError
 from lattica.path import addresses as text
-from lattica.path.interface import QUIC_FIXED_BIT, PathStats, Receiver, VirtualAddress
+from lattica.path.interface import (
+    PROBE,
+    PROBE_REPLY,
+    QUIC_FIXED_BIT,
+    PathStats,
+    Receiver,
+    VirtualAddress,
+)
 from lattica.path.routes import Routes
-from lattica.path.udp_offload import BatchReader, BatchWriter, Physical
+from lattica.path.udp_offload import MAX_READ, BatchReader, BatchWriter, Physical
 from lattica.path.udp_options import (
     MSG_ERRQUEUE,
     ask_for_icmp,
@@ -35,6 +42,7 @@ MAX_DRAIN_BYTES = 2 * 1024 * 1024  # per wake-up, about
 DATAGRAM_COST = 512  # bytes counted besides the contents, so that empty ones are bounded too
 MAX_BURST = 1024 * 1024  # bytes sent in one turn of the loop
 MAX_QUEUE = 4 * 1024 * 1024  # bytes waiting for a full send buffer
+IP_OVERHEAD = 48  # bytes before the payload: IPv6 and UDP headers
 LOOPBACK_DATAGRAM = 16_384  # bytes; what QUIC's two-byte lengths can express
 LOOPBACK_WINDOW = 2 * 1024 * 1024  # bytes; more only makes small calls wait longer
 
@@ -55,6 +63,7 @@ class UdpPath:
         self._counters: Counter[str] = Counter()
         self._bound: tuple[str, int] = sock.getsockname()[:2]
         self.buffers = size_buffers(sock, socket_buffer)
+        self._loopback_mtu = _loopback_mtu()
         # The other end's buffer is unknown; machines of one mesh are taken to be alike.
         self._burst = min(MAX_BURST, self.buffers[0] // 2)
         ask_for_icmp(sock)
@@ -165,8 +174,11 @@ class UdpPath:
     def datagram_limit(self, address: VirtualAddress) -> int | None:
         physical = self._routes.best(address)
         if physical is not None and text.is_loopback(physical[0]):
-            return LOOPBACK_DATAGRAM
+            return min(LOOPBACK_DATAGRAM, self._loopback_mtu - IP_OVERHEAD)
         return None
+
+    def can_probe(self, address: VirtualAddress) -> bool:
+        return True
 
     def window_limit(self, address: VirtualAddress) -> int | None:
         physical = self._routes.best(address)
@@ -190,9 +202,10 @@ class UdpPath:
     def _readable(self) -> None:
         assert self._receiver is not None
         packets: list[tuple[bytes, VirtualAddress]] = []
+        probes: list[tuple[bytes, VirtualAddress]] = []
         read, virtual = self._reader.read, self._routes.virtual
         room = MAX_DRAIN_BYTES
-        while room > 0 and len(packets) < MAX_DRAIN:
+        while room > 0 and len(packets) + len(probes) < MAX_DRAIN:
             try:
                 datagrams, physical = read()
             except (BlockingIOError, InterruptedError):
@@ -205,16 +218,19 @@ class UdpPath:
             address: VirtualAddress | None = None
             for data in datagrams:
                 room -= len(data) + DATAGRAM_COST
-                if not data or not data[0] & QUIC_FIXED_BIT:
+                is_quic = data and data[0] & QUIC_FIXED_BIT
+                if not is_quic and (not data or data[0] not in (PROBE, PROBE_REPLY)):
                     self._counters["garbage"] += 1
                     continue
                 if address is None:
                     address = virtual(physical)
-                packets.append((data, address))
+                (packets if is_quic else probes).append((data, address))
         if packets:
             self._receiver.packets_received(packets)
         else:
             self._drain_errors()
+        if probes and not self._closed:
+            self._receiver.probes_received(probes)
 
     def _enqueue(self, datagrams: Sequence[bytes], physical: Physical) -> None:
         assert self._loop is not None
@@ -284,6 +300,17 @@ class UdpPath:
     def _report_too_big(self, address: VirtualAddress, size: int) -> None:
         if self._receiver is not None and not self._closed:
             self._receiver.path_too_big(address, size)
+
+
+def _loopback_mtu() -> int:
+    """The smallest of the machine's loopback interfaces; large where none is known."""
+    loopback = {
+        name
+        for name, entries in psutil.net_if_addrs().items()
+        if any(text.is_loopback(entry.address) for entry in entries)
+    }
+    found = psutil.net_if_stats()
+    return min((found[name].mtu for name in loopback if name in found), default=MAX_READ)
 
 
 def _bind_error(error: OSError, address: str, port: int) -> PathError:

@@ -39,7 +39,8 @@ MAX_READ = 65_535
 _ATTEMPTS = 3  # each earlier ICMP error fails one send
 _SIZE = struct.Struct("=i")
 _ANCILLARY = socket.CMSG_SPACE(_SIZE.size)
-_FULL = (errno.EAGAIN, errno.ENOBUFS, errno.EINTR)
+# Not ENOBUFS: there the device has dropped the datagram, and the socket stays writable.
+_FULL = (errno.EAGAIN, errno.EINTR)
 # What a kernel or a device answers that cannot segment; also, oddly, to too large a segment.
 _REFUSED = (errno.EIO, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOPROTOOPT, errno.EMSGSIZE)
 
@@ -144,6 +145,10 @@ class BatchWriter:
                 reason = error.errno or 0
                 if reason in _FULL:
                     return 0
+                if reason == errno.ENOBUFS:
+                    for datagram in run:
+                        self._failed(error, physical, len(datagram))
+                    return len(run)
                 if reason in _REFUSED:
                     break
             else:
@@ -174,7 +179,7 @@ class BatchWriter:
                 # Either an earlier packet's ICMP error, reported once, or this packet
                 # cannot be sent; the retry tells which.
                 failure = error
-                if error.errno == errno.EMSGSIZE:
+                if error.errno in (errno.EMSGSIZE, errno.ENOBUFS):
                     break
             else:
                 self._count(1, sent)

@@ -11,6 +11,8 @@ CHOOSE_THEMSELVES = {
     "test_interop",
     "test_parts",
     "test_proof",
+    "test_sizing",
+    "test_sizing_veth",
 }
 
 

@@ -221,6 +221,8 @@ class Cheat:
 
     def path_too_big(self, address: VirtualAddress, size: int) -> None: ...
 
+    def probes_received(self, probes: Sequence[tuple[bytes, VirtualAddress]]) -> None: ...
+
     def handshake_done(self) -> None:
         self.binding = self._engine.binding()
         self.new_stream(unidirectional=False)

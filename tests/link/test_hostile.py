@@ -168,6 +168,8 @@ class Sender:
 
     def path_too_big(self, address: object, size: int) -> None: ...
 
+    def probes_received(self, probes: object) -> None: ...
+
     async def send(self, *datagrams: bytes) -> None:
         self.path.send(datagrams, await self.path.resolve("b:1"))
         await anyio.sleep(0.05)

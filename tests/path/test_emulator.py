@@ -34,6 +34,8 @@ class Watch:
         now = anyio.current_time()
         self.arrivals += [(now, data) for data, _ in packets]
 
+    def probes_received(self, probes: object) -> None: ...
+
     def path_refused(self, address: VirtualAddress) -> None: ...
 
     @property

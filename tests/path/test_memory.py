@@ -28,6 +28,8 @@ class Inbox:
 
     def path_too_big(self, address: VirtualAddress, size: int) -> None: ...
 
+    def probes_received(self, probes: Sequence[tuple[bytes, VirtualAddress]]) -> None: ...
+
 
 async def deliver(conditions: Conditions, seed: int, count: int = 200) -> list[bytes]:
     network = PacketNetwork(conditions, seed=seed)

@@ -24,6 +24,7 @@ class Inbox:
         self.packets: list[tuple[bytes, VirtualAddress]] = []
         self.batches = 0
         self.refused: list[VirtualAddress] = []
+        self.probes: list[tuple[bytes, VirtualAddress]] = []
         self.too_big: list[tuple[VirtualAddress, int]] = []
         self._changed = anyio.Event()
 
@@ -34,6 +35,10 @@ class Inbox:
 
     def path_refused(self, address: VirtualAddress) -> None:
         self.refused.append(address)
+        self._wake()
+
+    def probes_received(self, probes: Sequence[tuple[bytes, VirtualAddress]]) -> None:
+        self.probes += probes
         self._wake()
 
     def path_too_big(self, address: VirtualAddress, size: int) -> None:

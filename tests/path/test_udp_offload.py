@@ -129,11 +129,21 @@ def test_an_unreachable_network_gives_the_datagram_up_and_says_so() -> None:
     assert sock.sent == [b"other"]
 
 
-@pytest.mark.parametrize("reason", [errno.EAGAIN, errno.ENOBUFS])
-def test_a_full_buffer_ends_the_write(reason: int) -> None:
-    sock = Socket(runs=reason)
+def test_what_the_device_drops_is_lost_and_does_not_hold_up_the_rest() -> None:
+    """With IP_RECVERR Linux tells of it; the socket is writable, so waiting would be a loop."""
+    sock, failures = Socket(runs=errno.ENOBUFS, sends=[errno.ENOBUFS]), Failures()
+    out = writer(sock, failures)
+    batch = [b"a" * 10, b"b" * 10, b"c" * 11, b"d" * 12]
+    assert out.write(batch, SOMEWHERE, UNBOUNDED) == 4
+    assert failures.seen == [(errno.ENOBUFS, 10), (errno.ENOBUFS, 10), (errno.ENOBUFS, 11)]
+    assert sock.sent == [b"d" * 12]
+    assert out.segmented
+
+
+def test_a_full_buffer_ends_the_write() -> None:
+    sock = Socket(runs=errno.EAGAIN)
     assert writer(sock).write([b"x" * 10] * 3, SOMEWHERE, UNBOUNDED) == 0
-    sock = Socket(sends=[0, reason])
+    sock = Socket(sends=[0, errno.EAGAIN])
     out = BatchWriter(sock, segmented=False, failed=Failures())  # type: ignore[arg-type]
     assert out.write([b"x" * 10] * 3, SOMEWHERE, UNBOUNDED) == 1
 
