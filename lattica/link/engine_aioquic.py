@@ -168,6 +168,7 @@ class AioquicEngine:
             elif isinstance(event, events.StreamReset):
                 sink.stream_reset(event.stream_id, event.error_code)
             elif isinstance(event, events.StopSendingReceived):
+                self._forget_unsent(event.stream_id)  # aioquic has reset it
                 sink.stream_stopped(event.stream_id, event.error_code)
         # The event for a close comes only when the draining period is over; calls in
         # flight want to know at once.
@@ -224,6 +225,7 @@ class AioquicEngine:
             self._connection.reset_stream(stream_id, code)
         except ValueError:
             return  # not ours to send on
+        self._forget_unsent(stream_id)
 
     def stop_stream(self, stream_id: int, code: int) -> None:
         try:
@@ -233,6 +235,9 @@ class AioquicEngine:
 
     def ping(self) -> None:
         self._connection.send_ping(0)
+        # Nor may a full congestion window keep it back (RFC 9002 §7.5): after a blackout the
+        # loss probes alone come too late to tell that the other end is there.
+        self._connection._probe_pending = True
 
     def binding(self) -> bytes:
         return self._secrets.binding()
@@ -274,6 +279,15 @@ class AioquicEngine:
                 self._handed += len(data)
             if waiting.reset is not None:
                 self._connection.reset_stream(stream_id, waiting.reset)
+
+    def _forget_unsent(self, stream_id: int) -> None:
+        """What a stream that was reset has not sent yet will never be sent."""
+        stream = self._connection._streams.get(stream_id)
+        if stream is not None and stream.sender._reset_error_code is not None:
+            sender = stream.sender
+            self._handed -= sender._buffer_stop - sender.highest_offset
+            sender._buffer_stop = sender.highest_offset
+            sender._buffer.clear()
 
     def _room(self) -> int:
         """How many more streams of ours aioquic may know."""

@@ -1,0 +1,71 @@
+"""What must be left once all calls have their outcome: nothing.
+
+The one place in these tests that looks inside: a leak has no outside but the memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from lattica.link.quic_link import QuicLink
+from lattica.rpc import Rpc
+from lattica.rpc.session import Session
+from tests.faults.stack import Peer
+
+
+def leftovers(rpc: Rpc) -> dict[str, int]:
+    """What a peer still holds for calls, by where it does."""
+    found = {"deadlines": len(rpc._timer._deadlines), "dials": len(rpc._dials)}
+    for index, session in enumerate(rpc._sessions.values()):
+        for name, count in _of_session(session).items():
+            found[f"session {index}: {name}"] = count
+    return {name: count for name, count in found.items() if count}
+
+
+def _of_session(session: Session) -> dict[str, int]:
+    channel, serving = session.channel, session.serving
+    held = {
+        "calls": len(session.calls),
+        "served": len(serving),
+        "arguments": serving._held,
+        "early bodies": len(serving._early),
+        "early bytes": channel._early,
+        "sources": len(channel._sources),
+        "sinks": len(channel._sinks),
+        "half headers": len(channel._opening),
+        "waiting bodies": len(channel._bodies),
+        "bodies under way": len(channel._sending) + channel._sending_bytes,
+        "receivers": len(channel._receiving) + len(channel._delayed),
+        "senders of control": len(channel._waiting) + channel._resuming,
+    }
+    link = session.link
+    if isinstance(link, QuicLink):
+        held |= _of_link(link)
+    return held
+
+
+def _of_link(link: QuicLink) -> dict[str, int]:
+    engine = link._engine
+    streams = getattr(engine, "_connection")._streams  # noqa: B009 - an engine's own business
+    return {
+        "streams of the engine": sum(1 for stream in streams if stream not in (0, 4)),
+        "unsent bytes": engine.unsent(),
+        "unpushed": len(link._out) + len(link._out_ends),
+    }
+
+
+async def settle(*peers: Peer, within: float = 10.0) -> None:
+    """Wait until nothing is left over at any of the peers.
+
+    Raises:
+        AssertionError: something stays.
+    """
+    left: dict[str, dict[str, int]] = {}
+    loop = asyncio.get_running_loop()
+    end = loop.time() + within
+    while loop.time() < end:
+        left = {peer.name: found for peer in peers if (found := leftovers(peer.rpc))}
+        if not left:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{within:g} s after the last outcome there are still {left}")
