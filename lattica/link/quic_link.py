@@ -30,6 +30,7 @@ logger = logging.getLogger("lattica.link")
 EARLY_LIMIT = 1024 * 1024  # bytes kept for streams that precede the end of the proof
 _EARLY_OVERHEAD = 64  # bytes counted for each event, so that empty ones are bounded too
 OWN_STREAM = 0
+GRANULARITY = 0.001  # seconds; RFC 9002 §6.1.2
 MAX_BURST = 256 * 1024  # bytes of data streams that one link sends before others have their turn
 _PATIENCE_CHECK = 0.1  # seconds between looks at a link that is not open yet
 
@@ -514,6 +515,11 @@ class QuicLink:
             if self._timer_at <= at:
                 return
             self._timer.cancel()
+        # Rounding may leave a timer due that has just been handled; not in the same instant,
+        # which on a virtual clock would never end.
+        now = self._loop.time()
+        if at <= now:
+            at = now + GRANULARITY
         self._timer_at = at
         self._timer = self._loop.call_at(at, self._on_timer)
 

@@ -15,7 +15,7 @@ from tests.faults.stack import Peer
 
 def leftovers(rpc: Rpc) -> dict[str, int]:
     """What a peer still holds for calls, by where it does."""
-    found = {"deadlines": len(rpc._timer._deadlines), "dials": len(rpc._dials)}
+    found = {"dials": len(rpc._dials)}
     for index, session in enumerate(rpc._sessions.values()):
         for name, count in _of_session(session).items():
             found[f"session {index}: {name}"] = count
@@ -50,7 +50,7 @@ def _of_link(link: QuicLink) -> dict[str, int]:
     return {
         "streams of the engine": sum(1 for stream in streams if stream not in (0, 4)),
         "unsent bytes": engine.unsent(),
-        "unpushed": len(link._out) + len(link._out_ends),
+        "waiting to be sent": len(link._outbox) + len(link._outbox._data),
     }
 
 

@@ -18,19 +18,6 @@ T = TypeVar("T")
 AUTHORITY = Identity(b"the authority of the faults".ljust(32))
 
 
-class SpoilingNetwork(PacketNetwork):
-    """Flips a bit of some packets, anywhere in them."""
-
-    spoil = 0.0  # probability
-
-    def carry(self, datagram: bytes, source: str, target: str) -> None:
-        if self.spoil and self._random.random() < self.spoil:
-            spoilt = bytearray(datagram)
-            spoilt[self._random.randrange(len(spoilt))] ^= 1 << self._random.randrange(8)
-            datagram = bytes(spoilt)
-        super().carry(datagram, source, target)
-
-
 class Peer:
     """One member (or stranger) with its endpoint and its calls."""
 
@@ -61,7 +48,7 @@ class Stack:
         rpc: RpcConfig | None = None,
         strangers: tuple[str, ...] = (),
     ) -> None:
-        self.network = SpoilingNetwork(conditions or Conditions(latency=0.005), seed=seed)
+        self.network = PacketNetwork(conditions or Conditions(latency=0.005), seed=seed)
         self.peers: dict[str, Peer] = {}
         self._names = names
         self._strangers = strangers
