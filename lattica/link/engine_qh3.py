@@ -10,6 +10,8 @@ What qh3 2.1 does, found by reading and trying it:
 - The largest datagram is fixed by the constructor, and can later be lowered, never raised.
   Its own probing is for clients and knows 1,280, 1,350, 1,452 and 1,472 bytes only.
 - A packet has at most 16 stream frames. Round-trip times are never below 1 ms.
+- Under loss its core may end the connection: "reserved stream is missing", where a stream
+  is over by one copy of its last frame while another copy is due to be sent again.
 - It remembers the last 1,024 finished streams: a frame of an older one looks like a new
   stream's, so which ids have been seen is kept here.
 """

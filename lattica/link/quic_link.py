@@ -338,6 +338,10 @@ class QuicLink:
         self._suspect(now)
         if verdict is Verdict.PING:
             self.probe()
+            if self._beats is not None:
+                # An engine whose window is full keeps its ping to itself: after a blackout
+                # nothing else would tell in time that both ends are there.
+                self._send_beat(self._beats.make(Kind.ASK))
         elif verdict is Verdict.DEAD:
             silence = now - self.liveness.heard
             text = f"nothing was heard for {silence:.1f} s"
