@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import math
 from collections import deque
@@ -61,7 +62,7 @@ class Dial:
                 self._next()
         outcome = self._outcome
         if isinstance(outcome, LatticaError):
-            raise outcome.with_traceback(None)
+            raise copy.copy(outcome)  # each waiter's own, with its own traceback and notes
         assert outcome is not None
         return outcome
 

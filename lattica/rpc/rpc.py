@@ -7,7 +7,7 @@ import functools
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -20,10 +20,12 @@ from lattica.rpc.dial import Dial
 from lattica.rpc.local import LocalCalls
 from lattica.rpc.methods import MethodSpec, methods_of
 from lattica.rpc.registry import Registry
+from lattica.rpc.retry import Retry, retried
 from lattica.rpc.session import Session
 from lattica.rpc.stubs import Stub, UnaryCall
 
 T = TypeVar("T")
+UnaryOnce = Callable[[float, MethodSpec, Any], Coroutine[Any, Any, Any]]  # the timeout comes first
 
 
 class _Route:
@@ -115,22 +117,32 @@ class Rpc:
         *,
         timeout: float | None = None,
         stream_timeout: float | None = None,
+        retries: int | Retry = 0,
     ) -> T:
         """The service `name` of `peer`, typed as `service`.
 
         Calls connect on demand. `timeout` (seconds, `math.inf` for none) bounds each call
         with its connecting, and the connecting of a stream; `stream_timeout` bounds a
         stream from its first step to its last item (default: no bound).
+
+        With `retries`, so many more attempts are made of a call that returns one value, within
+        its `timeout`: see `Retry` for which, and for how to say more. Streams are not retried.
         """
         if timeout is None:
             timeout = self.config.default_timeout
         if stream_timeout is None:
             stream_timeout = math.inf
-        unary: UnaryCall
+        once: UnaryOnce
         if peer == self.local:
-            unary = functools.partial(self._local_unary, name, timeout)
+            once = functools.partial(self._local_unary, name)
         else:
-            unary = functools.partial(self._unary, _Route(peer), name, timeout)
+            once = functools.partial(self._unary, _Route(peer), name)
+        policy = retries if isinstance(retries, Retry) else Retry(attempts=retries + 1)
+        unary: UnaryCall
+        if policy.attempts > 1:
+            unary = functools.partial(self._retrying, once, policy, timeout)
+        else:
+            unary = functools.partial(once, timeout)
         stub = Stub(
             f"{name} of {peer.short}",
             self._methods(service),
@@ -170,6 +182,17 @@ class Rpc:
                 session = await self._connect(route.peer, deadline)
                 timeout = deadline - self._now()
         return await session.calls.call(name, spec, arguments, deadline, timeout)
+
+    async def _retrying(
+        self, once: UnaryOnce, policy: Retry, timeout: float, spec: MethodSpec, arguments: Any
+    ) -> Any:
+        self._check_running()
+        return await retried(
+            lambda left: once(left, spec, arguments),
+            policy,
+            idempotent=spec.offer.idempotent,
+            deadline=self._now() + timeout,
+        )
 
     async def _local_unary(
         self, name: str, timeout: float, spec: MethodSpec, arguments: Any
