@@ -21,6 +21,7 @@ from lattica.link import congestion, header
 from lattica.link.engine import EngineConfig, EngineSink, EngineStats
 from lattica.link.outbox import Chunk
 from lattica.link.secrets import SecretsLog
+from lattica.link.streams import WaitingStreams
 from lattica.path.interface import VirtualAddress
 
 ALPN = "lattica"
@@ -29,14 +30,6 @@ _LIVE_STREAMS = 1024  # of ours in aioquic at once: it walks over all of them fo
 
 # aioquic warns about every malformed packet: a stranger could fill the log.
 logging.getLogger("quic").setLevel(logging.ERROR)
-
-
-class _Waiting:
-    """A stream of ours that aioquic does not know yet."""
-
-    def __init__(self) -> None:
-        self.writes: list[tuple[bytes, bool]] = []
-        self.reset: int | None = None
 
 
 class AioquicEngine:
@@ -86,7 +79,7 @@ class AioquicEngine:
         self._count_lost(controller)
         first = 0 if config.is_client else 1
         self._next_id = {False: first, True: first + 2}
-        self._waiting: dict[int, _Waiting] = {}  # for fewer live streams, in order of id
+        self._waiting = WaitingStreams()  # for fewer live ones, or for the other end
         self._delivered = 0
         self._handed = 0  # bytes given to aioquic's streams
         self._is_closed = False
@@ -120,7 +113,8 @@ class AioquicEngine:
 
     def unsent(self) -> int:
         # Flow control counts each byte of the streams when it is sent first.
-        return max(0, self._handed - self._connection._remote_max_data_used)
+        sent = self._connection._remote_max_data_used
+        return self._waiting.size + max(0, self._handed - sent)
 
     def set_datagram(self, size: int) -> None:
         self._connection._max_datagram_size = size  # fixed at first in the public API
@@ -196,7 +190,7 @@ class AioquicEngine:
         stream_id = self._next_id[unidirectional]
         self._next_id[unidirectional] += 4
         is_first = not self._waiting
-        self._waiting[stream_id] = _Waiting()
+        self._waiting.add(stream_id)
         if is_first:  # else there was no room a moment ago
             self._admit()
         return stream_id
@@ -204,9 +198,7 @@ class AioquicEngine:
     def send(self, stream_id: int, data: Chunk, end: bool) -> bool:
         waiting = self._waiting.get(stream_id)
         if waiting is not None:
-            if waiting.reset is None:
-                waiting.writes.append((bytes(data), end))
-            return waiting.reset is None
+            return self._waiting.write(waiting, data, end)
         try:
             # It copies any buffer of bytes, though it says `bytes`.
             self._connection.send_stream_data(stream_id, cast(bytes, data), end)
@@ -218,8 +210,7 @@ class AioquicEngine:
     def reset_stream(self, stream_id: int, code: int) -> None:
         waiting = self._waiting.get(stream_id)
         if waiting is not None:
-            waiting.writes.clear()
-            waiting.reset = code
+            self._waiting.give_up(waiting, code)
             return
         try:
             self._connection.reset_stream(stream_id, code)
@@ -228,6 +219,10 @@ class AioquicEngine:
         self._forget_unsent(stream_id)
 
     def stop_stream(self, stream_id: int, code: int) -> None:
+        waiting = self._waiting.get(stream_id)
+        if waiting is not None:
+            waiting.stop = code
+            return
         try:
             self._connection.stop_stream(stream_id, code)
         except ValueError:
@@ -264,21 +259,30 @@ class AioquicEngine:
     def _admit(self) -> None:
         """Tell aioquic of streams in the order of their ids, as others finish.
 
-        It takes a stream below the newest one, that it has not seen, for a finished one.
+        It takes a stream below the newest one, that it has not seen, for a finished one. And
+        it sends a RESET_STREAM also for a stream that the other end does not allow yet.
         """
         if not self._waiting:
             return
-        for _ in range(self._room()):
-            if not self._waiting:
-                return
-            stream_id = next(iter(self._waiting))
-            waiting = self._waiting.pop(stream_id)
-            self._connection.send_stream_data(stream_id, b"", False)
-            for data, end in waiting.writes:
-                self._connection.send_stream_data(stream_id, data, end)
-                self._handed += len(data)
-            if waiting.reset is not None:
-                self._connection.reset_stream(stream_id, waiting.reset)
+        room = self._room()
+        for unidirectional, limit in (
+            (False, self._connection._remote_max_streams_bidi),
+            (True, self._connection._remote_max_streams_uni),
+        ):
+            while room > 0:
+                item = self._waiting.pop(limit, unidirectional=unidirectional)
+                if item is None:
+                    break
+                room -= 1
+                stream_id, waiting = item
+                self._connection.send_stream_data(stream_id, b"", False)
+                for data, end in waiting.writes:
+                    self._connection.send_stream_data(stream_id, data, end)
+                    self._handed += len(data)
+                if waiting.reset is not None:
+                    self._connection.reset_stream(stream_id, waiting.reset)
+                if waiting.stop is not None:
+                    self.stop_stream(stream_id, waiting.stop)
 
     def _forget_unsent(self, stream_id: int) -> None:
         """What a stream that was reset has not sent yet will never be sent."""

@@ -26,7 +26,7 @@ from lattica.link.header import MIN_INITIAL
 from lattica.link.outbox import Chunk
 from lattica.link.qh3_connection import OWN_PROBING, REMOTE, Connection
 from lattica.link.secrets import SecretsLog
-from lattica.link.streams import SeenStreams
+from lattica.link.streams import SeenStreams, WaitingStreams
 from lattica.path.interface import VirtualAddress
 
 MAX_REASON = 200  # bytes of a close reason; it has to fit one packet
@@ -35,14 +35,6 @@ _PATIENCE = 2  # probes unanswered while too large datagrams are queued, or in a
 _INTERNAL_ERROR = 0x1  # RFC 9000 §20.1
 _PROTOCOL_VIOLATION = 0xA
 _PADDING = 0x0  # the frame type of an error that no frame has caused
-
-
-class _Waiting:
-    """A stream of ours that the other end does not allow yet."""
-
-    def __init__(self) -> None:
-        self.writes: list[tuple[bytes, bool]] = []
-        self.reset: int | None = None
 
 
 class Qh3Engine:
@@ -73,10 +65,11 @@ class Qh3Engine:
         first = 0 if config.is_client else 1
         self._next_id = {False: first, True: first + 2}
         self._allowed = {False: 0, True: 0}  # streams of ours, by the other end
-        self._waiting: dict[int, _Waiting] = {}  # for that; in order of id
+        self._waiting = WaitingStreams()  # for that
         self._seen = SeenStreams(is_client=config.is_client)
         self._ghosts = 0
         self._shrink_to: int | None = None  # as soon as no larger datagram is queued
+        self._has_urgent = False  # a probe, or the last words
         self._is_told = False  # that the handshake is through
         self._is_closed = False
         self._failure: str | None = None  # to be told when the events are read
@@ -108,10 +101,7 @@ class Qh3Engine:
 
     def unsent(self) -> int:
         core = self._connection.core
-        size = 0 if core is None else core.get_send_buffer_size()
-        for waiting in self._waiting.values():
-            size += sum(len(data) for data, _ in waiting.writes)
-        return size
+        return self._waiting.size + (0 if core is None else core.get_send_buffer_size())
 
     def set_datagram(self, size: int) -> None:
         self._shrink_to = max(size, MIN_INITIAL)  # when next something is sent
@@ -178,9 +168,10 @@ class Qh3Engine:
         window = self._config.window
         poll = core.poll_transmit
         try:
+            if core.bytes_in_flight >= window and not self._is_urgent(core, now):
+                return result
             while (transmit := poll(now)) is not None:
                 result.append(transmit[0])
-                # Acknowledgements have to leave even then, so at least one is asked for.
                 if core.bytes_in_flight >= window:
                     break
             if self._shrink_to is not None:
@@ -211,6 +202,7 @@ class Qh3Engine:
             return
         try:
             core.handle_timer(now)
+            self._has_urgent = True
         except (RuntimeError, ValueError) as error:
             self._fail(f"cannot handle a timer: {error}")
 
@@ -219,16 +211,14 @@ class Qh3Engine:
         self._next_id[unidirectional] += 4
         self._seen.add(stream_id)
         if stream_id >> 2 >= self._allowed[unidirectional]:
-            self._waiting[stream_id] = _Waiting()
+            self._waiting.add(stream_id)
         return stream_id
 
     def send(self, stream_id: int, data: Chunk, end: bool) -> bool:
         if self._waiting:
             waiting = self._waiting.get(stream_id)
             if waiting is not None:
-                if waiting.reset is None:
-                    waiting.writes.append((bytes(data), end))
-                return waiting.reset is None
+                return self._waiting.write(waiting, data, end)
         core = self._connection.core
         assert core is not None, "streams exist after the handshake"
         try:
@@ -240,8 +230,7 @@ class Qh3Engine:
     def reset_stream(self, stream_id: int, code: int) -> None:
         waiting = self._waiting.get(stream_id)
         if waiting is not None:
-            waiting.writes.clear()
-            waiting.reset = code
+            self._waiting.give_up(waiting, code)
             return
         core = self._connection.core
         assert core is not None, "streams exist after the handshake"
@@ -251,6 +240,10 @@ class Qh3Engine:
             return  # over, or not ours to send on
 
     def stop_stream(self, stream_id: int, code: int) -> None:
+        waiting = self._waiting.get(stream_id)
+        if waiting is not None:
+            waiting.stop = code
+            return
         core = self._connection.core
         assert core is not None, "streams exist after the handshake"
         try:
@@ -274,6 +267,7 @@ class Qh3Engine:
         self._is_closed = True
         core = self._connection.core
         if core is not None:
+            self._has_urgent = True
             text = reason.encode()[:MAX_REASON].decode(errors="ignore")
             core.close(code, None, text.encode())
 
@@ -312,7 +306,7 @@ class Qh3Engine:
 
     def _tell_closed(self, sink: EngineSink, code: int | None, reason: str) -> None:
         if not self._is_closed:
-            self._is_closed = True
+            self._is_closed = self._has_urgent = True
             sink.closed(code, reason)
 
     def _fail(self, reason: str) -> None:
@@ -321,6 +315,7 @@ class Qh3Engine:
             self._failure = reason[:MAX_REASON]
             core = self._connection.core
             if core is not None:
+                self._has_urgent = True
                 core.close(_INTERNAL_ERROR, _PADDING, self._failure.encode())
 
     def _on_ghost(self) -> None:
@@ -330,14 +325,24 @@ class Qh3Engine:
 
     def _admit(self, core: Any) -> None:
         """Start the streams that the other end has made room for, in the order of their ids."""
-        for stream_id, waiting in list(self._waiting.items()):
-            if stream_id >> 2 >= self._allowed[bool(stream_id & 2)]:
-                continue
-            del self._waiting[stream_id]
-            for data, end in waiting.writes:
-                core.send_stream(stream_id, data, end)
-            if waiting.reset is not None:
-                core.reset_stream(stream_id, waiting.reset)
+        for unidirectional, limit in self._allowed.items():
+            while (item := self._waiting.pop(limit, unidirectional=unidirectional)) is not None:
+                stream_id, waiting = item
+                core.send_stream(stream_id, b"", False)
+                for data, end in waiting.writes:
+                    core.send_stream(stream_id, data, end)
+                if waiting.reset is not None:
+                    core.reset_stream(stream_id, waiting.reset)
+                if waiting.stop is not None:
+                    self.stop_stream(stream_id, waiting.stop)
+
+    def _is_urgent(self, core: Any, now: float) -> bool:
+        """Whether a packet has to leave although the window is full."""
+        if self._has_urgent:
+            self._has_urgent = False
+            return True
+        timer = core.get_timer()  # an acknowledgement may be due
+        return timer is not None and timer[1] <= now
 
     def _shrink(self, core: Any, size: int, *, is_drained: bool) -> None:
         """Lower the datagram size as soon as nothing is built for a larger one.

@@ -14,7 +14,7 @@ from typing import Any, TextIO, cast
 
 import qh3
 from cryptography.hazmat.primitives import serialization
-from qh3._hazmat import Buffer, QuicConnectionCore, pull_quic_header
+from qh3._hazmat import Buffer, QuicConnectionCore, X25519KeyExchange, pull_quic_header
 from qh3.quic.configuration import QuicConfiguration
 from qh3.quic.connection import QuicConnection
 from qh3.quic.packet import pull_quic_transport_parameters, push_quic_transport_parameters
@@ -39,6 +39,9 @@ _ACK_DELAY_EXPONENT = 3
 
 if not qh3.__version__.startswith(SUPPORTED):
     raise ImportError(f"qh3 {qh3.__version__} is installed, but {SUPPORTED}x is needed")
+
+# The first key takes a tenth of a second, to gather entropy: not in the middle of a dial.
+X25519KeyExchange()
 
 # qh3 warns about every broken connection: a stranger could fill the log.
 logging.getLogger("quic").setLevel(logging.ERROR)

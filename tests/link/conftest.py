@@ -7,6 +7,7 @@ import pytest
 ENGINES = ("aioquic", "qh3")
 CHOOSE_THEMSELVES = {
     "test_congestion",
+    "test_engine_contract",
     "test_engines",
     "test_interop",
     "test_parts",
