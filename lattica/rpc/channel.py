@@ -45,6 +45,7 @@ class Channel:
         self._control = link.open_stream(unidirectional=False) if link.is_dialer else -1
         self._reader = FrameReader(config.max_frame)
         self._greeted = False
+        self.now = self._loop.time()  # when the newest control message arrived, seconds
         self.encoder = Encoder(
             inline_limit=config.inline_limit, message_limit=config.max_frame // 2
         )
@@ -269,6 +270,7 @@ class Channel:
 
     def _control_data(self, data: bytes, end: bool) -> None:
         self._received += len(data)
+        self.now = self._loop.time()
         for payload in self._reader.feed(data):
             try:
                 messages = _decode_control(payload)

@@ -20,7 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 T = TypeVar("T")
 J = TypeVar("J", contravariant=True)
 
-TURN = 64  # handlers started before the loop has its turn
+TURN = 24  # handlers started before the loop has its turn
 
 
 class Jobs(Protocol[J]):

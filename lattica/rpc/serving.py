@@ -75,7 +75,7 @@ class Serving:
             self._channel.send(to_failure(message.call, error, with_traceback=False))
             return
         timeout = message.timeout if message.timeout > 0 else 0.0  # NaN as well
-        now, remote = self._now(), self._remote
+        now, remote = self._channel.now, self._remote
         deadline = now + timeout
         trace = message.trace
         served = Served(self, message.call, handler, remote, nbytes, now, deadline, trace)
