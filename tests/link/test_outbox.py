@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lattica.link.outbox import PIECE, Chunk, Outbox
 from lattica.path.memory import Conditions, PacketNetwork
 from lattica.virtual_loop import VirtualLoop
-from tests.link.helpers import two
+from tests.link.helpers import exchange, two
 
 DATA = (2, 6, 10)
 CONTROL = (0, 4)
@@ -120,3 +120,41 @@ async def test_control_does_not_wait_behind_a_saturating_stream() -> None:
         assert sorted(waits)[len(waits) // 2] < 0.08
         await theirs.until(lambda: bulk in theirs.ended, timeout=60)
         assert len(theirs.data[bulk]) == size
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("by", ["the sender", "the receiver"])
+async def test_streams_given_up_leave_nothing_in_the_way_of_others(by: str) -> None:
+    async with two() as (alice, bob):
+        link = await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
+        await bob.until_linked(alice)
+        mine, theirs = alice.to(bob), bob.to(alice)
+        for n in range(12):
+            stream = link.open_stream(unidirectional=True)
+            link.write(stream, bytes(4 * 1024 * 1024))
+            await theirs.until(lambda s=stream: len(theirs.data[s]) > 0)  # type: ignore[misc]
+            if by == "the sender":
+                link.reset_stream(stream, 1)
+                await theirs.until(lambda n=n: len(theirs.resets) == n + 1)  # type: ignore[misc]
+            else:
+                theirs.link.stop_stream(stream, 1)
+                await mine.until(lambda n=n: len(mine.stops) == n + 1)  # type: ignore[misc]
+        await exchange(link, theirs, bytes(300_000))
+        assert link.statistics().unsent == 0
+
+
+@pytest.mark.anyio
+async def test_more_streams_than_may_be_open_at_once_all_arrive() -> None:
+    """What waits for its stream to begin must not stop those that have begun from ending."""
+    async with two() as (alice, bob):
+        link = await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
+        await bob.until_linked(alice)
+        theirs = bob.to(alice)
+        streams = [link.open_stream(unidirectional=True) for _ in range(1500)]
+        for stream in streams:
+            link.write(stream, bytes(3000))
+        await theirs.until(lambda: len(theirs.data) > 500)
+        for stream in streams:
+            link.write(stream, bytes(3000), end=True)
+        await theirs.until(lambda: len(theirs.ended) == len(streams), timeout=40)
+        assert all(len(theirs.data[stream]) == 6000 for stream in streams)
