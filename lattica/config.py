@@ -19,6 +19,7 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     backoff_max: float = 5.0
     backoff_patience: float = 1.0  # a dial that would have to wait longer fails at once
     stable_after: float = 5.0  # a link that ended sooner counts as a failed dial
+    drain_timeout: float = 1.0  # what is in flight at the end is waited for so long
     max_links: int = 4096
     max_pending: int = 256  # handshakes in progress
     retry_above: int = 64  # handshakes in progress; dialers then show first where they are
@@ -34,6 +35,7 @@ class RpcConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of the RPC layer. Times in seconds, sizes in bytes."""
 
     default_timeout: float = 30.0
+    drain_timeout: float = 0.5  # calls in flight at the end are waited for so long
     max_frame: int = 256 * KIB  # one control message
     inline_limit: int = 16 * KIB  # larger buffers take a data stream
     stream_window: int = 1 * MIB  # bytes a sender may be ahead of its receiver

@@ -14,6 +14,7 @@ from anyio.abc import TaskGroup
 from lattica.clock import Clock, SystemClock
 from lattica.config import LinkConfig
 from lattica.errors import (
+    LinkError,
     LinkLostError,
     LinkRefusedError,
     SelfDialError,
@@ -72,7 +73,8 @@ class Endpoint:
         self._acceptor: Callable[[Link], LinkHandler] | None = None
         self._listeners: list[Callable[[Link, bool], None]] = []
         self._all: dict[QuicLink, None] = {}  # every connection, proven or not
-        self._links: dict[PeerId, QuicLink] = {}  # the open ones
+        self._links: dict[PeerId, QuicLink] = {}  # the open ones, but for
+        self._leaving: dict[QuicLink, None] = {}  # those that an end is draining
         self._by_id: dict[bytes, QuicLink] = {}
         self._by_tag: dict[bytes, QuicLink] = {}  # of probes
         self._candidates: dict[QuicLink, Candidate] = {}  # proven dialers, not yet answered
@@ -105,8 +107,22 @@ class Endpoint:
         traceback: TracebackType | None,
     ) -> bool | None:
         assert self._tasks is not None
-        self._is_running = False
-        self._dials.close()
+        try:
+            if kind is None:
+                await self.drain(self.config.drain_timeout, "the peer is shutting down")
+        finally:
+            self._is_running = False
+            self._dials.close()
+            result = await self._end(kind, error, traceback)
+        return result
+
+    async def _end(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        assert self._tasks is not None
         self._tasks.cancel_scope.cancel()
         for link in tuple(self._all):
             link.close("the peer is shutting down")
@@ -159,6 +175,18 @@ class Endpoint:
             raise LinkLostError("the endpoint is closed")
         return await self._dials.connect(peer, addresses)
 
+    async def drain(self, timeout: float, reason: str = "") -> None:
+        """Make no new links, and close those there are once nothing is in flight on them.
+
+        See `Link.drain`; `timeout` in seconds, for all together.
+        """
+        self._is_running = False
+        self._dials.close()
+        async with anyio.create_task_group() as tasks:
+            for link in tuple(self._all):
+                if link.is_open:
+                    tasks.start_soon(link.drain, timeout, reason)
+
     def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
         if peer != self.local:
             self._dials.learn(peer, addresses)
@@ -207,7 +235,7 @@ class Endpoint:
                 batch.append(datagram)
         for link, batch in batches.items():
             link.receive(batch, now)
-            link.drain()
+            link.handle_events()
 
     def probes_received(self, probes: Sequence[tuple[bytes, VirtualAddress]]) -> None:
         """See `lattica.path.interface.Receiver`."""
@@ -292,6 +320,11 @@ class Endpoint:
         if self._links.get(link.remote.peer) is link:
             self._peers.tell(self._peers.supervisor.heard(link.remote.peer, self._loop.time()))
 
+    def link_draining(self, link: QuicLink, error: LinkError) -> None:
+        """See `LinkOwner`."""
+        self._leaving[link] = None
+        self._link_down(link, error)
+
     def link_ended(self, link: QuicLink, last_words: list[bytes]) -> None:
         """See `LinkOwner`."""
         self._all.pop(link, None)
@@ -304,20 +337,10 @@ class Endpoint:
         if link.probe_tag is not None:
             self._by_tag.pop(link.probe_tag, None)
         self.path.release(link.virtual_address)
-        remote = link.proven
-        if remote is not None and self._links.get(remote.peer) is link:
-            del self._links[remote.peer]
-            # Where it was reached last is where to look first.
-            self._dials.book.learn(remote.peer, [link.address])
-            self._notify(link, is_up=False)
-            self._rule_all()
-            assert link.error is not None
-            self._peers.tell(
-                self._peers.supervisor.lost(
-                    remote.peer, link.error, self._loop.time(), is_ours=link.is_closed_here
-                )
-            )
-        elif remote is None:
+        self._leaving.pop(link, None)
+        if link.proven is not None and link.error is not None:
+            self._link_down(link, link.error)
+        else:
             self.counters[f"unproven:{type(link.error).__name__}"] += 1
 
     def connection_id_added(self, link: QuicLink, connection_id: bytes) -> None:
@@ -390,6 +413,11 @@ class Endpoint:
             return None
         return self._accept(parsed, address, now)
 
+    @property
+    def _pending(self) -> int:
+        """How many connections are not open yet."""
+        return len(self._all) - len(self._links) - len(self._leaving)
+
     def _accept(
         self, first: header.LongHeader, address: VirtualAddress, now: float
     ) -> QuicLink | None:
@@ -397,7 +425,7 @@ class Endpoint:
             self.counters["too_many_links"] += 1
             return None
         decision = self._doorkeeper.decide(
-            first, self.path.describe(address), len(self._all) - len(self._links), now
+            first, self.path.describe(address), self._pending, now
         )
         if decision.entry is not Entry.ACCEPT:
             self.counters[decision.entry.value] += 1
@@ -487,6 +515,19 @@ class Endpoint:
             self._peers.supervisor.reset(peer)  # it is there, and it wants to talk
         reason = f"linked over {link.address}"
         self._peers.tell(self._peers.supervisor.up(peer, reason, self._loop.time()))
+
+    def _link_down(self, link: QuicLink, error: LinkError) -> None:
+        """To the layers above a link is down when it has ended, or takes nothing new."""
+        peer = link.remote.peer
+        if self._links.get(peer) is not link:
+            return
+        del self._links[peer]
+        # Where it was reached last is where to look first.
+        self._dials.book.learn(peer, [link.address])
+        self._notify(link, is_up=False)
+        self._rule_all()
+        supervisor, now = self._peers.supervisor, self._loop.time()
+        self._peers.tell(supervisor.lost(peer, error, now, is_ours=link.is_closed_here))
 
     def _notify(self, link: QuicLink, *, is_up: bool) -> None:
         for listener in tuple(self._listeners):

@@ -9,7 +9,7 @@ loop's thread. Two implementations: `lattica.link.endpoint` (QUIC over a path) a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -48,6 +48,16 @@ class LinkHandler(Protocol):
         ...
 
 
+@runtime_checkable
+class Drainable(Protocol):
+    """A handler that knows what is in flight on its link, so that a drain can wait for it."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is: no call, no stream, nothing that waits to be written."""
+        ...
+
+
 class Link(Protocol):
     """An authenticated, encrypted connection to one peer."""
 
@@ -69,6 +79,14 @@ class Link(Protocol):
     @property
     def is_open(self) -> bool:
         """Whether streams can still be written."""
+        ...
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether an end of it is going away: what is in flight goes on, nothing new begins.
+
+        `Links` calls such a link down: it does not find it, and tells its subscribers.
+        """
         ...
 
     @property
@@ -125,6 +143,15 @@ class Link(Protocol):
 
     def close(self, reason: str = "") -> None:
         """Close the link; the other end is told the reason. `link_lost` follows on both ends."""
+        ...
+
+    async def drain(self, timeout: float, reason: str = "") -> bool:
+        """Close the link once nothing is in flight on it, or after `timeout` seconds.
+
+        The other end is told at once, and starts nothing new on it. What a handler that
+        is `Drainable` has in flight is waited for, and what has been written until
+        it is acknowledged. The result says whether all of it was done in time.
+        """
         ...
 
 

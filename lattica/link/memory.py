@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+import anyio
+
 from lattica.clock import Clock, SystemClock
 from lattica.config import LinkConfig
 from lattica.errors import (
@@ -20,6 +22,7 @@ from lattica.errors import (
 )
 from lattica.identity.grants import Membership, verify_chain
 from lattica.identity.keys import Identity, PeerId
+from lattica.link.draining import Draining, is_idle
 from lattica.link.interface import Link, LinkHandler, RemotePeer
 from lattica.link.peers import Peers
 from lattica.link.statistics import LinkStatistics, Meter
@@ -64,6 +67,8 @@ class MemoryLink:
         self._latency = latency
         self._next = {False: 4 if is_dialer else 1, True: 2 if is_dialer else 3}
         self._open = True
+        self._draining: Draining | None = None  # here
+        self._is_leaving = False  # the other end
         self._meter = Meter()
         self._born = self._heard = asyncio.get_running_loop().time()
         self._halves: set[tuple[int, bool]] = set()  # streams and whether our side; not over yet
@@ -88,6 +93,10 @@ class MemoryLink:
         return self._open
 
     @property
+    def is_draining(self) -> bool:
+        return self._draining is not None or self._is_leaving
+
+    @property
     def rtt(self) -> float:
         return 2 * self._latency
 
@@ -99,7 +108,7 @@ class MemoryLink:
         """A write counts as a packet: there are no others."""
         now, meter = asyncio.get_running_loop().time(), self._meter
         return LinkStatistics(
-            state="open" if self._open else "closed",
+            state="closed" if not self._open else "draining" if self.is_draining else "open",
             engine="memory",
             path=self.address,
             rtt=self.rtt,
@@ -111,6 +120,7 @@ class MemoryLink:
             bytes_out=meter.bytes_out,
             packets_in=meter.packets_in,
             packets_out=meter.packets_out,
+            packets_lost=0,
             streams=len({stream_id for stream_id, _ in self._halves}),
             unsent=0,
             age=now - self._born,
@@ -155,11 +165,30 @@ class MemoryLink:
         if self._open:
             self.fail(LinkLostError(f"closed here: {reason}"), LinkLostError(f"closed: {reason}"))
 
+    async def drain(self, timeout: float, reason: str = "") -> bool:
+        text = reason or "going away"
+        if not self._open:
+            return True
+        if self._draining is None and not is_idle(self.handler):
+            self._draining = Draining(text)
+            self._owner.forget(self, LinkLostError(f"closing here: {text}"))
+            self._deliver_farewell(text)
+        if self._draining is not None:
+            with anyio.move_on_after(timeout):
+                await self._draining.is_done.wait()
+        else:
+            await asyncio.sleep(self._latency)  # for what was written to arrive
+        is_done = self._open and is_idle(self.handler)
+        self.close(text)
+        return is_done
+
     def fail(self, error: LinkError, theirs: LinkError | None = None) -> None:
         """End both ends, as a killed process or a cut cable would."""
         for end, cause in ((self, error), (self.other, theirs or error)):
             if end is not None and end._open:
                 end._open = False
+                if end._draining is not None:
+                    end._draining.is_done.set()
                 end._owner.forget(end, cause)
                 if end.handler is not None:
                     asyncio.get_running_loop().call_soon(end.handler.link_lost, cause)
@@ -170,16 +199,40 @@ class MemoryLink:
         loop = asyncio.get_running_loop()
         self._meter.sent([each for each in args if isinstance(each, bytes)])
 
+        self._look()
+
         def arrive() -> None:
+            other._look()
             if other._open and other.handler is not None:
                 other._heard = loop.time()
                 other._count(event, stream_id, *args)
                 getattr(other.handler, event)(stream_id, *args)
 
+        self._later(arrive)
+
+    def _later(self, arrive: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
         if self._latency:
             loop.call_later(self._latency, arrive)
         else:
             loop.call_soon(arrive)
+
+    def _deliver_farewell(self, reason: str) -> None:
+        other = self.other
+        assert other is not None
+
+        def arrive() -> None:
+            if other._open:
+                other._is_leaving = True
+                other._owner.forget(other, LinkLostError(f"the other end is leaving: {reason}"))
+
+        self._later(arrive)
+
+    def _look(self) -> None:
+        """A handler may be idle after what happens in this turn of the loop."""
+        if self._draining is not None:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._draining.look, self.handler, 0)
 
     def _count(self, event: str, stream_id: int, *args: object) -> None:
         """Keep the statistics of what arrives."""

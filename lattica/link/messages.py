@@ -4,6 +4,8 @@ Each message is preceded by its length, four bytes, big endian. Then:
 
     dialer    Hello                   empty message: "I accept you"
     acceptor         Hello: "I accept you"
+
+Later either end may say once that it is going away: a text, the reason.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from lattica.identity.keys import PeerId
 PROTOCOL_VERSION = 1
 MAX_HELLO = 16 * 1024  # bytes
 MAX_NAME = 64  # characters
+MAX_REASON = 200  # bytes of UTF-8
 LENGTH = 4  # bytes
 CONFIRM = bytes(LENGTH)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from lattica.clock import Clock
 from lattica.config import LinkConfig
+from lattica.errors import LinkError
 from lattica.identity.grants import Membership
 from lattica.identity.keys import Identity
 from lattica.path.interface import Path
@@ -52,6 +53,10 @@ class LinkOwner(Protocol):
 
     def link_heard(self, link: QuicLink) -> None:
         """A suspect link has given one."""
+        ...
+
+    def link_draining(self, link: QuicLink, error: LinkError) -> None:
+        """An end of an open link is going away: it is not for anything new any more."""
         ...
 
     def link_ended(self, link: QuicLink, last_words: list[bytes]) -> None:

@@ -150,10 +150,16 @@ class Proof:
     # ------------------------------------------------------------------ inside
 
     def _confirmed(self) -> Step:
-        if self._role is Role.DIALER or bytes(self._buffer) != CONFIRM:
+        if self._role is Role.DIALER or not self._buffer.startswith(CONFIRM):
             raise LinkRefusedError("unexpected bytes on the link's own stream")
-        self._buffer.clear()
+        del self._buffer[: len(CONFIRM)]
         return Step.CONFIRMED
+
+    def rest(self) -> bytes:
+        """What came behind the dialer's last message, once."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        return rest
 
     def _verify(self, hello: Hello, now: float) -> None:
         own = self._identity.peer_id

@@ -11,14 +11,15 @@ import anyio
 
 from lattica.errors import LinkError, LinkLostError, LinkRefusedError
 from lattica.identity.keys import PeerId
-from lattica.link import beat, header
-from lattica.link.beat import Beats, Kind
+from lattica.link import header
+from lattica.link.draining import Draining, Farewell, is_idle
 from lattica.link.engine import Engine
 from lattica.link.interface import Link, LinkHandler, RemotePeer
-from lattica.link.liveness import Liveness, Verdict
+from lattica.link.liveness import Verdict
 from lattica.link.outbox import PIECE, Outbox
 from lattica.link.owner import LinkOwner
 from lattica.link.proof import Proof, Role, Step
+from lattica.link.pulse import Pulse
 from lattica.link.refusals import CloseCode, code_of, error_of
 from lattica.link.sizing import Sizing
 from lattica.link.statistics import LinkStatistics, Meter
@@ -77,11 +78,15 @@ class QuicLink:
         self.phase = Phase.HANDSHAKE
         self._started = self._born = now
         self._handshake = 0.0
-        self._is_suspect = False
+        self._draining: Draining | None = None  # here
+        self._farewell = Farewell()
+        self._is_leaving = False  # the other end
         self.is_closed_here = False  # on purpose, not for a fault
         self._meter = Meter()
-        self.liveness = Liveness(owner.config, now, is_dialer=role is Role.DIALER)
-        self._beats: Beats | None = None
+        self._pulse = Pulse(
+            owner.config, now, is_dialer=role is Role.DIALER, changed=self._suspicion
+        )
+        self.liveness = self._pulse.liveness
         self._expires = float("inf")  # of the other end's grant, seconds since the Unix epoch
         self.connection_ids: set[bytes] = set(engine.connection_ids)
         self.error: LinkError | None = None
@@ -108,6 +113,10 @@ class QuicLink:
         return self.phase is Phase.OPEN
 
     @property
+    def is_draining(self) -> bool:
+        return self._draining is not None or self._is_leaving
+
+    @property
     def rtt(self) -> float:
         return self._engine.rtt
 
@@ -118,7 +127,7 @@ class QuicLink:
     def statistics(self) -> LinkStatistics:
         now, engine, meter = self._loop.time(), self._engine.statistics(), self._meter
         return LinkStatistics(
-            state=self.phase.value,
+            state="draining" if self.is_open and self.is_draining else self.phase.value,
             engine=self._engine.name,
             path=self.address,
             rtt=engine.rtt,
@@ -130,6 +139,7 @@ class QuicLink:
             bytes_out=meter.bytes_out,
             packets_in=meter.packets_in,
             packets_out=meter.packets_out,
+            packets_lost=engine.packets_lost,
             streams=max(0, engine.streams - 1),
             unsent=engine.unsent + len(self._outbox),
             age=now - self._born,
@@ -175,6 +185,25 @@ class QuicLink:
         self.is_closed_here = self.phase is not Phase.CLOSED or self.is_closed_here
         self.end(LinkLostError(f"closed here: {text}"), CloseCode.CLOSED, text)
 
+    async def drain(self, timeout: float, reason: str = "") -> bool:
+        text = reason or "going away"
+        if self.phase is not Phase.OPEN:
+            return True
+        now = self._loop.time()
+        self.flush(now)
+        if self._draining is None and (not is_idle(self._handler) or self._in_flight()):
+            self._draining = Draining(text)
+            self.is_closed_here = True
+            self._engine.send(OWN_STREAM, self._draining.message(), end=False)
+            self._owner.link_draining(self, LinkLostError(f"closing here: {text}"))
+            self._owner.link_dirty(self)
+        if self._draining is not None:
+            with anyio.move_on_after(timeout):
+                await self._draining.is_done.wait()
+        is_done = self.phase is Phase.OPEN and is_idle(self._handler) and not self._in_flight()
+        self.close(text)
+        return is_done
+
     # -------------------------------------------------------- for the endpoint
 
     @property
@@ -198,33 +227,24 @@ class QuicLink:
         self._owner.link_dirty(self)
 
     def receive(self, datagrams: Sequence[bytes], now: float) -> None:
-        """Take in the datagrams of a wake-up; `drain` follows.
+        """Take in the datagrams of a wake-up; `handle_events` follows.
 
         To QUIC they come from the one virtual address, whatever path they took.
         """
         self._meter.packets_in += len(datagrams)
         self._meter.bytes_in += sum(map(len, datagrams))
         if self._engine.receive_many(datagrams, self._address, now):
-            self.liveness.on_heard(now)
-            if self._is_suspect:
-                self._suspect(now)
+            self._pulse.on_heard(now)
 
     def receive_beat(self, datagram: bytes, now: float) -> None:
-        """Take in a datagram of a beat's size. There is nothing to drain after it."""
+        """Take in a datagram of a beat's size. There are no events after it."""
         self._meter.packets_in += 1
         self._meter.bytes_in += len(datagram)
-        if self._beats is None or self.phase is not Phase.OPEN:
-            return
-        kind = self._beats.take(datagram)
-        if kind is None:
-            return
-        self.liveness.on_beat(now)
-        if self._is_suspect:
-            self._suspect(now)
-        if kind is Kind.ASK:
-            self._send_beat(self._beats.make(Kind.ANSWER))
+        answer = self._pulse.on_beat(datagram, now) if self.phase is Phase.OPEN else None
+        if answer is not None:
+            self._send_beat(answer)
 
-    def drain(self) -> None:
+    def handle_events(self) -> None:
         """Act on what has arrived."""
         self._engine.drain(self)
         if self.phase is not Phase.CLOSED:
@@ -250,6 +270,8 @@ class QuicLink:
             if burst >= MAX_BURST:
                 self._owner.link_dirty(self)  # other links first
                 break
+        if self._draining is not None:
+            self._draining.look(self._handler, self._in_flight())
         self._arm()
 
     def answer(self) -> None:
@@ -291,7 +313,7 @@ class QuicLink:
                 self.end(LinkLostError("nobody listens there"), CloseCode.LOST, "")
         elif self.phase is Phase.OPEN and self.liveness.on_hint(now) is Verdict.PING:
             self.probe()
-            self._suspect(now)
+            self._pulse.look(now)
             self._owner.link_due(self, self.liveness.due(now))
 
     def on_too_big(self, size: int) -> None:
@@ -319,7 +341,7 @@ class QuicLink:
                 return now
             assert self._sizing is not None
             look_again = self._sizing.check(now)
-            if not self._is_suspect and (due := self.liveness.quiet_until(now)) is not None:
+            if (due := self._pulse.quiet_until(now)) is not None:
                 return min(due, look_again)  # by far the most frequent outcome
             return min(self._check_life(now), look_again)
         if self.phase is not Phase.CLOSED and not self.is_dialer:
@@ -330,13 +352,11 @@ class QuicLink:
         return now + _PATIENCE_CHECK
 
     def _check_life(self, now: float) -> float:
-        verdict = self.liveness.check(now)
-        if verdict is Verdict.BEAT and self._beats is not None:
-            self._send_beat(self._beats.make(Kind.ASK))
-            self.liveness.expect(self._engine.rtt)
-            return self.liveness.due(now)
-        self._suspect(now)
-        if verdict is Verdict.PING:
+        verdict = self._pulse.check(now)
+        if verdict is Verdict.BEAT:
+            if (beat := self._pulse.ask(self._engine.rtt)) is not None:
+                self._send_beat(beat)
+        elif verdict is Verdict.PING:
             self.probe()
             if self._beats is not None:
                 # An engine whose window is full keeps its ping to itself: after a blackout
@@ -348,19 +368,11 @@ class QuicLink:
             self.end(LinkLostError(text), CloseCode.LOST, text)
         return self.liveness.due(now)
 
-    def _suspect(self, now: float) -> None:
-        """Tell of a change between alive and suspect."""
-        is_suspect = self.liveness.is_suspect(now)
-        if is_suspect is self._is_suspect:
-            return
-        self._is_suspect = is_suspect
-        if not is_suspect:
+    def _suspicion(self, reason: str | None) -> None:
+        if reason is None:
             self._owner.link_heard(self)
-        elif self.liveness.is_hinted:
-            self._owner.link_suspect(self, "the network says that nobody listens there")
         else:
-            silence = now - self.liveness.heard
-            self._owner.link_suspect(self, f"nothing was heard for {silence:.1f} s")
+            self._owner.link_suspect(self, reason)
 
     def on_stall(self, seconds: float, now: float) -> None:
         """This end's loop did not run for `seconds`: nobody is to blame for them."""
@@ -387,8 +399,7 @@ class QuicLink:
     def handshake_done(self) -> None:
         self.phase = Phase.PROVING
         binding = self._engine.binding()
-        self._beats = Beats(binding, is_dialer=self.is_dialer)
-        self.connection_id_added(self._beats.id)
+        self.connection_id_added(self._pulse.begin(binding))
         self._sizing = Sizing(
             self._engine,
             self._owner.path,
@@ -457,8 +468,11 @@ class QuicLink:
         if self.phase is Phase.CLOSED:
             return
         try:
-            if self._proof is None or self.phase is Phase.OPEN or end:
+            if self._proof is None or end:
                 raise LinkRefusedError("unexpected bytes on the link's own stream")
+            if self.phase is Phase.OPEN:
+                self._take_farewell(data)
+                return
             step = self._proof.receive(data, self._owner.clock.time())
         except LinkError as error:
             self.refuse(error)
@@ -469,6 +483,22 @@ class QuicLink:
             self._owner.link_proven(self)
         elif step is Step.CONFIRMED:
             self._owner.link_confirmed(self)
+            if rest := self._proof.rest():
+                self._own_data(rest, False)
+
+    def _take_farewell(self, data: bytes) -> None:
+        try:
+            reason = self._farewell.receive(data)
+        except ValueError as error:
+            raise LinkRefusedError(str(error)) from None
+        if reason is not None and not self._is_leaving:
+            self._is_leaving = True
+            self._owner.link_draining(self, LinkLostError(f"the other end is leaving: {reason}"))
+
+    def _in_flight(self) -> int:
+        """Bytes that the other end has not acknowledged, or was not sent yet."""
+        engine = self._engine.statistics()
+        return len(self._outbox) + engine.unsent + engine.in_flight
 
     def _event(self, event: Callable[[LinkHandler], None]) -> None:
         if self.phase is Phase.OPEN:
@@ -500,7 +530,7 @@ class QuicLink:
 
     def _send_beat(self, datagram: bytes) -> None:
         self._meter.packets_out += 1
-        self._meter.bytes_out += beat.SIZE
+        self._meter.bytes_out += len(datagram)
         self._owner.path.send((datagram,), self._address)
 
     def _send(self, datagrams: list[bytes]) -> None:
@@ -548,6 +578,8 @@ class QuicLink:
             self._timer.cancel()
             self._timer = None
         self._early.clear()
+        if self._draining is not None:
+            self._draining.is_done.set()
         self._outbox.clear()
         self.settled.set()
         self._owner.link_ended(self, last_words)

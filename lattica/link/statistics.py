@@ -24,11 +24,17 @@ class LinkStatistics(msgspec.Struct, frozen=True, kw_only=True):
     bytes_out: int
     packets_in: int
     packets_out: int
+    packets_lost: int  # of those sent, as far as the engine knows
     streams: int  # open, of both ends, without the link's own
     unsent: int
     age: float  # since the first packet
     silence: float  # since the other end was last heard
     handshake: float  # from the first packet until both proofs held; 0.0 before
+
+    @property
+    def loss(self) -> float:
+        """Share of the packets sent that were lost."""
+        return self.packets_lost / self.packets_out if self.packets_out else 0.0
 
 
 class Meter:

@@ -380,6 +380,12 @@ class Channel:
 
     # -------------------------------------------------------------------- end
 
+    @property
+    def is_idle(self) -> bool:
+        """See `lattica.link.interface.Drainable`."""
+        is_writing = len(self._batch) or self._bodies or self._sources
+        return not is_writing and self._events.is_idle
+
     def link_lost(self, error: LinkError) -> None:
         """See `LinkHandler`."""
         if self.error is not None:

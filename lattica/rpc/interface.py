@@ -54,6 +54,11 @@ class Receiver(Protocol):
 class Events(Protocol):
     """What the channel tells the layer above."""
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call is in flight, either way."""
+        ...
+
     def call(self, message: m.Call) -> None:
         """The peer calls."""
         ...

@@ -81,6 +81,25 @@ class Rpc:
         traceback: TracebackType | None,
     ) -> None:
         self._running = False
+        try:
+            if kind is None:
+                await self._drain()
+        finally:
+            await self._end(kind, error, traceback)
+
+    async def _drain(self) -> None:
+        """Let the calls in flight finish, up to a bound, while no new ones begin."""
+        timeout, reason = self.config.drain_timeout, "this peer is shutting down"
+        async with asyncio.TaskGroup() as tasks:
+            for session in tuple(self._sessions.values()):
+                tasks.create_task(session.link.drain(timeout, reason))
+
+    async def _end(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         for session in tuple(self._sessions.values()):
             session.channel.link_lost(LinkLostError("this peer is shutting down"))
             session.link.close("this peer is shutting down")  # its calls to us end now as well

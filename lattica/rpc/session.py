@@ -38,6 +38,11 @@ class Session:
         self.calls = Calls(self.channel)
         self.serving = Serving(self.channel, registry, tasks)
 
+    @property
+    def is_idle(self) -> bool:
+        """See `Events`."""
+        return not len(self.calls) and not len(self.serving)
+
     def call(self, message: m.Call) -> None:
         """See `Events`."""
         self.serving.call(message)

@@ -115,13 +115,14 @@ async def test_forged_beats_keep_nothing_alive_and_cost_the_link_nothing() -> No
         link = await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
         assert isinstance(link, QuicLink)
         await bob.until_linked(alice)
-        assert link._beats is not None
+        beats = link._pulse._beats
+        assert beats is not None
         network.silence("b:1")
         silent_since = anyio.current_time()
         for _ in range(60):
             if not link.is_open:
                 break
-            forged = b"\x41" + link._beats.id + os.urandom(SIZE - 9)
+            forged = b"\x41" + beats.id + os.urandom(SIZE - 9)
             alice.endpoint.packets_received([(forged, link.virtual_address)])
             await anyio.sleep(0.05)
         assert not link.is_open
