@@ -89,6 +89,7 @@ class Endpoint:
         self._tick_due = 0.0
         self._tasks: TaskGroup | None = None
         self._is_running = False
+        self._retired = ""  # why no new links are made
 
     async def __aenter__(self) -> Endpoint:
         self._loop = asyncio.get_running_loop()
@@ -171,7 +172,7 @@ class Endpoint:
             raise SelfDialError("a peer cannot dial itself")
         if (link := self._links.get(peer)) is not None:
             return link
-        if not self._is_running:
+        if not self._is_running or self._retired:
             raise LinkLostError("the endpoint is closed")
         return await self._dials.connect(peer, addresses)
 
@@ -180,12 +181,16 @@ class Endpoint:
 
         See `Link.drain`; `timeout` in seconds, for all together.
         """
-        self._is_running = False
-        self._dials.close()
+        self.retire(reason)
         async with anyio.create_task_group() as tasks:
             for link in tuple(self._all):
                 if link.is_open:
                     tasks.start_soon(link.drain, timeout, reason)
+
+    def retire(self, reason: str) -> None:
+        self._retired = reason or "the peer is shutting down"
+        self._dials.close()
+        self._rule_all()
 
     def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
         if peer != self.local:
@@ -424,9 +429,7 @@ class Endpoint:
         if not self._is_running or len(self._links) >= self.config.max_links:
             self.counters["too_many_links"] += 1
             return None
-        decision = self._doorkeeper.decide(
-            first, self.path.describe(address), self._pending, now
-        )
+        decision = self._doorkeeper.decide(first, self.path.describe(address), self._pending, now)
         if decision.entry is not Entry.ACCEPT:
             self.counters[decision.entry.value] += 1
             if decision.answer:
@@ -477,7 +480,13 @@ class Endpoint:
     def _rule(self, link: QuicLink) -> None:
         """Decide on a proven dialer, if that can be done yet."""
         candidate = self._candidates.get(link)
-        if candidate is None or self._acceptor is None or not self._is_running:
+        if candidate is None or not self._is_running:
+            return
+        if self._retired:
+            del self._candidates[link]
+            link.refuse(LinkRefusedError(self._retired))
+            return
+        if self._acceptor is None:
             return
         peer = link.remote.peer
         existing = self._links.get(peer)

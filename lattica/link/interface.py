@@ -198,6 +198,10 @@ class Links(Protocol):
         """Call `listener(link, is_up)` on every change; the result unsubscribes."""
         ...
 
+    def retire(self, reason: str) -> None:
+        """Make no new links from now on, and tell those who dial why. Open links stay."""
+        ...
+
     def state(self, peer: PeerId) -> PeerState:
         """How this end stands with `peer`; strangers are down."""
         ...

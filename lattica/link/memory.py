@@ -17,6 +17,7 @@ from lattica.errors import (
     CrossMeshError,
     LinkError,
     LinkLostError,
+    LinkRefusedError,
     SelfDialError,
     UnreachableError,
 )
@@ -273,6 +274,7 @@ class MemoryLinks:
         self._links: dict[PeerId, MemoryLink] = {}
         self._acceptor: Callable[[Link], LinkHandler] | None = None
         self._listeners: list[Callable[[Link, bool], None]] = []
+        self._retired = ""  # why no new links are made
         self._peers = Peers(LinkConfig(), lambda peer: None)  # nobody can be kept here
         network.members[identity.peer_id] = self
 
@@ -313,6 +315,10 @@ class MemoryLinks:
         if not self._network.reachable(self.local, peer):
             raise UnreachableError(f"{peer.short} does not answer")
         other = self._network.members[peer]
+        if self._retired:
+            raise LinkLostError("the endpoint is closed")
+        if other._retired:
+            raise LinkRefusedError(f"refused by the other end: {other._retired}")
         if other._membership.mesh != self._membership.mesh:
             raise CrossMeshError(f"{peer.short} belongs to another mesh")
         latency = self._network.latency
@@ -335,6 +341,9 @@ class MemoryLinks:
     def subscribe(self, listener: Callable[[Link, bool], None]) -> Callable[[], None]:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
+
+    def retire(self, reason: str) -> None:
+        self._retired = reason
 
     def state(self, peer: PeerId) -> PeerState:
         return self._peers.supervisor.state(peer)

@@ -509,7 +509,8 @@ class QuicLink:
     def _handle(self, event: Callable[[LinkHandler], None]) -> None:
         if self.phase is not Phase.OPEN:
             return  # an earlier event has closed the link
-        assert self._handler is not None
+        if self._handler is None:
+            return  # it is being made, and has closed the link already
         try:
             event(self._handler)
         except Exception:  # noqa: BLE001

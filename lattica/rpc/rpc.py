@@ -81,6 +81,7 @@ class Rpc:
         traceback: TracebackType | None,
     ) -> None:
         self._running = False
+        self.links.retire("this peer is shutting down")
         try:
             if kind is None:
                 await self._drain()
