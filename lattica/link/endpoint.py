@@ -21,10 +21,9 @@ from lattica.errors import (
 )
 from lattica.identity.grants import Membership
 from lattica.identity.keys import Identity, PeerId
-from lattica.link import beat, header
+from lattica.link import header
 from lattica.link.arbiter import DIAL_PATIENCE, Candidate, Ruling, stays
 from lattica.link.certificate import Certificate
-from lattica.link.closing import Closing
 from lattica.link.dials import Dials
 from lattica.link.doorkeeper import Doorkeeper, Entry
 from lattica.link.engine import EngineConfig
@@ -32,11 +31,11 @@ from lattica.link.engines import choose
 from lattica.link.interface import Link, LinkHandler
 from lattica.link.proof import Role
 from lattica.link.quic_link import Phase, QuicLink
+from lattica.link.reception import Reception
 from lattica.link.refusals import CloseCode, DuplicateLinkError
 from lattica.link.schedule import Schedule
 from lattica.link.supervision import PeerEvent, PeerState
 from lattica.path.interface import Path, VirtualAddress
-from lattica.path.probes import tag_of
 
 logger = logging.getLogger("lattica.link")
 
@@ -75,12 +74,10 @@ class Endpoint:
         self._all: dict[QuicLink, None] = {}  # every connection, proven or not
         self._links: dict[PeerId, QuicLink] = {}  # the open ones, but for
         self._leaving: dict[QuicLink, None] = {}  # those that an end is draining
-        self._by_id: dict[bytes, QuicLink] = {}
-        self._by_tag: dict[bytes, QuicLink] = {}  # of probes
         self._candidates: dict[QuicLink, Candidate] = {}  # proven dialers, not yet answered
         self._dials = Dials(self, self.config)
         self._peers = self._dials.peers
-        self._closing = Closing()
+        self._reception = Reception(path, self.counters, self._accept)
         self._tick_every = min(TICK, self.config.heartbeat / 4)
         self._schedule = Schedule(self._tick_every)
         self._dirty: dict[QuicLink, None] = {}
@@ -217,40 +214,11 @@ class Endpoint:
 
     def packets_received(self, packets: Sequence[tuple[bytes, VirtualAddress]]) -> None:
         """See `lattica.path.interface.Receiver`."""
-        now = self._loop.time()
-        find = self._by_id.get
-        batches: dict[QuicLink, list[bytes]] = {}
-        for datagram, address in packets:
-            if len(datagram) == beat.SIZE:
-                self._beat(datagram, now)
-                continue
-            if datagram[0] & header.LONG_HEADER:
-                link = self._long(datagram, address, now)
-            else:
-                connection_id = header.short_destination(datagram)
-                link = find(connection_id)
-                if link is None:
-                    self._stray(connection_id)
-            if link is None:
-                continue
-            batch = batches.get(link)
-            if batch is None:
-                batches[link] = [datagram]
-            else:
-                batch.append(datagram)
-        for link, batch in batches.items():
-            link.receive(batch, now)
-            link.handle_events()
+        self._reception.packets(packets, self._loop.time())
 
     def probes_received(self, probes: Sequence[tuple[bytes, VirtualAddress]]) -> None:
         """See `lattica.path.interface.Receiver`."""
-        now = self._loop.time()
-        for datagram, address in probes:
-            link = self._by_tag.get(tag_of(datagram))
-            if link is None:
-                self.counters["probe:unkeyed"] += 1
-            else:
-                link.receive_probe(datagram, address, now)
+        self._reception.probes(probes, self._loop.time())
 
     def path_refused(self, address: VirtualAddress) -> None:
         """See `lattica.path.interface.Receiver`."""
@@ -279,7 +247,7 @@ class Endpoint:
     def link_keyed(self, link: QuicLink) -> None:
         """See `LinkOwner`."""
         if link.probe_tag is not None:
-            self._by_tag[link.probe_tag] = link
+            self._reception.add_tag(link, link.probe_tag)
 
     def link_proven(self, link: QuicLink) -> None:
         """See `LinkOwner`."""
@@ -336,11 +304,7 @@ class Endpoint:
         self._schedule.drop(link)
         self._dirty.pop(link, None)
         self._candidates.pop(link, None)
-        self._closing.add(link.connection_ids, last_words, link.virtual_address, self._loop.time())
-        for connection_id in link.connection_ids:
-            self._by_id.pop(connection_id, None)
-        if link.probe_tag is not None:
-            self._by_tag.pop(link.probe_tag, None)
+        self._reception.close(link, last_words, self._loop.time())
         self.path.release(link.virtual_address)
         self._leaving.pop(link, None)
         if link.proven is not None and link.error is not None:
@@ -350,12 +314,11 @@ class Endpoint:
 
     def connection_id_added(self, link: QuicLink, connection_id: bytes) -> None:
         """See `LinkOwner`."""
-        self._by_id[connection_id] = link
+        self._reception.add(link, connection_id)
 
     def connection_id_removed(self, link: QuicLink, connection_id: bytes) -> None:
         """See `LinkOwner`."""
-        if self._by_id.get(connection_id) is link:
-            del self._by_id[connection_id]
+        self._reception.remove(link, connection_id)
 
     # ----------------------------------------------------------- from the dials
 
@@ -387,37 +350,6 @@ class Endpoint:
 
     # ------------------------------------------------------------------ inside
 
-    def _beat(self, datagram: bytes, now: float) -> None:
-        connection_id = header.short_destination(datagram)
-        link = self._by_id.get(connection_id)
-        if link is None:
-            self._stray(connection_id)
-        else:
-            link.receive_beat(datagram, now)
-
-    def _long(self, datagram: bytes, address: VirtualAddress, now: float) -> QuicLink | None:
-        """The connection of a long header packet, made new for a stranger's first one."""
-        parsed = header.parse_long(datagram)
-        if parsed is None:
-            self.counters["malformed"] += 1
-            return None
-        link = self._by_id.get(parsed.destination)
-        if link is not None:
-            return link
-        if parsed.version != header.VERSION_1:
-            # Never longer than what it answers, and never an answer to an answer.
-            if parsed.version != 0 and len(datagram) >= header.MIN_INITIAL:
-                self.counters["version_negotiation"] += 1
-                answer = header.version_negotiation(parsed, [header.VERSION_1])
-                self.path.send([answer], address)
-            else:
-                self.counters["unknown_version"] += 1
-            return None
-        if not parsed.is_initial or len(datagram) < header.MIN_INITIAL:
-            self._stray(parsed.destination)
-            return None
-        return self._accept(parsed, address, now)
-
     @property
     def _pending(self) -> int:
         """How many connections are not open yet."""
@@ -448,7 +380,7 @@ class Endpoint:
         self._all[link] = None
         self._schedule.set(link, self._loop.time())
         for connection_id in link.connection_ids:
-            self._by_id[connection_id] = link
+            self._reception.add(link, connection_id)
         self.path.hold(link.virtual_address)
 
     def _engine_config(self, address: VirtualAddress, *, is_client: bool) -> EngineConfig:
@@ -464,14 +396,6 @@ class Endpoint:
             window=self.path.window_limit(address) or MAX_WINDOW,
             max_unordered=MAX_UNORDERED,
         )
-
-    def _stray(self, connection_id: bytes) -> None:
-        """A packet of a connection that is no more, or never was."""
-        answer = self._closing.answer(connection_id)
-        if answer is None:
-            self.counters["unknown_connection"] += 1
-        else:
-            self.path.send(answer.datagrams, answer.address)
 
     def _rule_all(self) -> None:
         for link in tuple(self._candidates):
@@ -566,6 +490,6 @@ class Endpoint:
             due = link.check(now)
             if link in self._all:
                 self._schedule.set(link, due)
-        self._closing.expire(now)
+        self._reception.expire(now)
         self._rule_all()
         self._schedule_tick()

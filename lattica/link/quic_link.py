@@ -13,6 +13,7 @@ from lattica.errors import LinkError, LinkLostError, LinkRefusedError
 from lattica.identity.keys import PeerId
 from lattica.link import header
 from lattica.link.draining import Draining, Farewell, is_idle
+from lattica.link.early import EarlyEvents
 from lattica.link.engine import Engine
 from lattica.link.interface import Link, LinkHandler, RemotePeer
 from lattica.link.liveness import Verdict
@@ -22,14 +23,12 @@ from lattica.link.proof import Proof, Role, Step
 from lattica.link.pulse import Pulse
 from lattica.link.refusals import CloseCode, code_of, error_of
 from lattica.link.sizing import Sizing
-from lattica.link.statistics import LinkStatistics, Meter
+from lattica.link.statistics import LinkStatistics, Meter, gather
 from lattica.path.interface import VirtualAddress
 from lattica.path.probes import ProbeKeys
 
 logger = logging.getLogger("lattica.link")
 
-EARLY_LIMIT = 1024 * 1024  # bytes kept for streams that precede the end of the proof
-_EARLY_OVERHEAD = 64  # bytes counted for each event, so that empty ones are bounded too
 OWN_STREAM = 0
 GRANULARITY = 0.001  # seconds; RFC 9002 §6.1.2
 MAX_BURST = 256 * 1024  # bytes of data streams that one link sends before others have their turn
@@ -70,8 +69,7 @@ class QuicLink:
         self._proof: Proof | None = None
         self._sizing: Sizing | None = None  # once both ends have its keys
         self._handler: LinkHandler | None = None
-        self._early: list[Callable[[LinkHandler], None]] = []
-        self._early_size = 0
+        self._early = EarlyEvents()
         self._outbox = Outbox()
         self._before_flush: Callable[[], None] | None = None
         self._refusals = 0
@@ -125,25 +123,14 @@ class QuicLink:
         return self._owner.path.describe(self._address)
 
     def statistics(self) -> LinkStatistics:
-        now, engine, meter = self._loop.time(), self._engine.statistics(), self._meter
-        return LinkStatistics(
+        return gather(
+            self._engine,
+            self._meter,
             state="draining" if self.is_open and self.is_draining else self.phase.value,
-            engine=self._engine.name,
             path=self.address,
-            rtt=engine.rtt,
-            rtt_min=engine.rtt_min,
-            datagram=engine.datagram,
-            window=engine.window,
-            in_flight=engine.in_flight,
-            bytes_in=meter.bytes_in,
-            bytes_out=meter.bytes_out,
-            packets_in=meter.packets_in,
-            packets_out=meter.packets_out,
-            packets_lost=engine.packets_lost,
-            streams=max(0, engine.streams - 1),
-            unsent=engine.unsent + len(self._outbox),
-            age=now - self._born,
-            silence=now - self.liveness.heard,
+            waiting=len(self._outbox),
+            age=self._loop.time() - self._born,
+            silence=self._loop.time() - self.liveness.heard,
             handshake=self._handshake,
         )
 
@@ -295,8 +282,7 @@ class QuicLink:
         self._owner.link_due(self, min(self.liveness.due(now), self._sizing.begin(now)))
         self._handler = acceptor(self)
         self.settled.set()
-        early, self._early = self._early, []
-        for event in early:
+        for event in self._early.take():
             self._handle(event)
 
     def probe(self) -> None:
@@ -522,11 +508,7 @@ class QuicLink:
         self.close("internal error")
 
     def _keep(self, event: Callable[[LinkHandler], None], size: int) -> None:
-        if self.phase is Phase.CLOSED:
-            return
-        self._early.append(event)
-        self._early_size += size + _EARLY_OVERHEAD
-        if self._early_size > EARLY_LIMIT:
+        if self.phase is not Phase.CLOSED and not self._early.add(event, size):
             self.refuse(LinkRefusedError("too much data before the proof"))
 
     def _send_beat(self, datagram: bytes) -> None:
@@ -578,7 +560,7 @@ class QuicLink:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._early.clear()
+        self._early.take()
         if self._draining is not None:
             self._draining.is_done.set()
         self._outbox.clear()

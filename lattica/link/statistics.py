@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from lattica.link.engine import Engine
+
 
 class LinkStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """How a link does at one moment. Sizes in bytes, times in seconds.
@@ -53,3 +55,38 @@ class Meter:
         self.packets_out += len(datagrams)
         for datagram in datagrams:
             self.bytes_out += len(datagram)
+
+
+def gather(
+    engine: Engine,
+    meter: Meter,
+    *,
+    state: str,
+    path: str,
+    waiting: int,
+    age: float,
+    silence: float,
+    handshake: float,
+) -> LinkStatistics:
+    """What a link over `engine` tells. `waiting`: bytes that the engine was not given yet."""
+    stats = engine.statistics()
+    return LinkStatistics(
+        state=state,
+        engine=engine.name,
+        path=path,
+        rtt=stats.rtt,
+        rtt_min=stats.rtt_min,
+        datagram=stats.datagram,
+        window=stats.window,
+        in_flight=stats.in_flight,
+        bytes_in=meter.bytes_in,
+        bytes_out=meter.bytes_out,
+        packets_in=meter.packets_in,
+        packets_out=meter.packets_out,
+        packets_lost=stats.packets_lost,
+        streams=max(0, stats.streams - 1),
+        unsent=stats.unsent + waiting,
+        age=age,
+        silence=silence,
+        handshake=handshake,
+    )

@@ -10,9 +10,9 @@ import pytest
 from lattica.identity import wire
 from lattica.identity.grants import Membership
 from lattica.link import header
+from lattica.link.early import EARLY_LIMIT
 from lattica.link.messages import Hello
 from lattica.link.proof import Proof, Role
-from lattica.link.quic_link import EARLY_LIMIT
 from lattica.link.refusals import CloseCode
 from lattica.path.memory import MemoryPath, PacketNetwork
 from tests.link.helpers import ALICE, BOB, CAROL, MESH, QUICK, Cheat, Peer, eventually, peer

@@ -260,7 +260,7 @@ async def test_a_forged_flood_stops_no_honest_dialer_and_costs_no_memory(engine:
         assert sum(trace.size for trace in kept.traces) < 200_000
         await anyio.sleep(2 * config.handshake_timeout)
         assert not bob.endpoint._all
-        assert not bob.endpoint._by_id
+        assert not bob.endpoint._reception
 
 
 @pytest.mark.anyio
