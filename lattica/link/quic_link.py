@@ -339,15 +339,13 @@ class QuicLink:
 
     def _check_life(self, now: float) -> float:
         verdict = self._pulse.check(now)
-        if verdict is Verdict.BEAT:
+        if verdict is Verdict.BEAT or verdict is Verdict.PING:
+            # A ping takes a beat along: an engine whose window is full keeps its ping to itself,
+            # and after a blackout nothing else would tell in time that both ends are there.
             if (beat := self._pulse.ask(self._engine.rtt)) is not None:
                 self._send_beat(beat)
-        elif verdict is Verdict.PING:
-            self.probe()
-            if self._beats is not None:
-                # An engine whose window is full keeps its ping to itself: after a blackout
-                # nothing else would tell in time that both ends are there.
-                self._send_beat(self._beats.make(Kind.ASK))
+            if verdict is Verdict.PING:
+                self.probe()
         elif verdict is Verdict.DEAD:
             silence = now - self.liveness.heard
             text = f"nothing was heard for {silence:.1f} s"
