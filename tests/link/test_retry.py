@@ -266,7 +266,7 @@ async def test_a_forged_flood_stops_no_honest_dialer_and_costs_no_memory(engine:
 @pytest.mark.anyio
 async def test_a_real_source_gets_no_more_than_its_share(engine: str) -> None:
     network = PacketNetwork(Conditions(latency=0.01))
-    config = LinkConfig(handshake_rate=1.0, handshake_burst=3.0)
+    config = LinkConfig(handshake_rate=0.2, handshake_burst=3.0)
     quick = LinkConfig(connect_timeout=1.0)
     async with peer(BOB, network.path("b"), config=config) as bob:
 
@@ -279,7 +279,7 @@ async def test_a_real_source_gets_no_more_than_its_share(engine: str) -> None:
                 return True
 
         came = [await dial(1000 + number) for number in range(9)]
-        # Three as they come, three more after a Retry, and one or so for each second.
+        # Three as they come, three more after a Retry, and one or so for each five seconds.
         assert came[:6] == [True] * 6
         assert not all(came)
         assert bob.endpoint.counters["source_limited"] > 0
