@@ -7,6 +7,7 @@ Bytes are delivered in order after `latency` seconds, on the event loop.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import anyio
@@ -76,6 +77,7 @@ class MemoryLink:
         self._newest = {0: -1, 2: -1}  # the other end's newest streams, of both kinds
         self.other: MemoryLink | None = None
         self.handler: LinkHandler | None = None
+        self._under_way: deque[Callable[[], None]] = deque()
 
     @property
     def local(self) -> PeerId:
@@ -214,7 +216,9 @@ class MemoryLink:
     def _later(self, arrive: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
         if self._latency:
-            loop.call_later(self._latency, arrive)
+            # Timers that are due at the same time fire in any order; what arrives does not.
+            self._under_way.append(arrive)
+            loop.call_later(self._latency, lambda: self._under_way.popleft()())
         else:
             loop.call_soon(arrive)
 

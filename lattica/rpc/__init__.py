@@ -5,6 +5,19 @@ from lattica.rpc.context import CallContext, caller, trace_id
 from lattica.rpc.methods import method
 from lattica.rpc.retry import Retry
 from lattica.rpc.rpc import Rpc
+from lattica.rpc.statistics import MethodStats, RpcStats, SessionStats
 from lattica.rpc.stubs import ItemStream
 
-__all__ = ["Buffer", "CallContext", "ItemStream", "Retry", "Rpc", "caller", "method", "trace_id"]
+__all__ = [
+    "Buffer",
+    "CallContext",
+    "ItemStream",
+    "MethodStats",
+    "Retry",
+    "Rpc",
+    "RpcStats",
+    "SessionStats",
+    "caller",
+    "method",
+    "trace_id",
+]

@@ -28,13 +28,11 @@ class Meter:
         "bytes_out",
         "calls",
         "errors",
-        "in_flight",
         "seconds",
     )
 
     def __init__(self) -> None:
         self.calls = 0  # that were begun
-        self.in_flight = 0  # those of them that have no outcome yet
         self.errors: Counter[str] = Counter()  # outcomes that were no value, by kind
         self.bytes_in = 0
         self.bytes_out = 0
@@ -44,9 +42,12 @@ class Meter:
 
     def took(self, seconds: float) -> None:
         """A call had its outcome after `seconds`."""
-        index = int(seconds * _PER_SECOND).bit_length()
-        self.buckets[index if index < _LAST else _LAST] += 1
         self.seconds += seconds
+        index = int(seconds * _PER_SECOND).bit_length()
+        try:
+            self.buckets[index] += 1
+        except IndexError:
+            self.buckets[_LAST] += 1
 
     def failed(self, kind: str) -> None:
         """The outcome of a call was an error of this kind."""

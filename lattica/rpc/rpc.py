@@ -18,10 +18,12 @@ from lattica.link.interface import Link, LinkHandler, Links
 from lattica.rpc.calls import OpenStream
 from lattica.rpc.dial import Dial
 from lattica.rpc.local import LocalCalls
+from lattica.rpc.meter import Meter, bounds
 from lattica.rpc.methods import MethodSpec, methods_of
 from lattica.rpc.registry import Registry
 from lattica.rpc.retry import Retry, retried
 from lattica.rpc.session import Session
+from lattica.rpc.statistics import RpcStats, called_stats, served_stats
 from lattica.rpc.stubs import Stub, UnaryCall
 
 T = TypeVar("T")
@@ -31,11 +33,13 @@ UnaryOnce = Callable[[float, MethodSpec, Any], Coroutine[Any, Any, Any]]  # the 
 class _Route:
     """Where the calls of one stub go: the session to its peer, while that can be used."""
 
-    __slots__ = ("peer", "session")
+    __slots__ = ("meters", "peer", "service", "session")
 
-    def __init__(self, peer: PeerId) -> None:
+    def __init__(self, peer: PeerId, service: str) -> None:
         self.peer = peer
+        self.service = service
         self.session: Session | None = None
+        self.meters: dict[str, Meter] = {}  # by method
 
 
 class Rpc:
@@ -56,6 +60,7 @@ class Rpc:
         self._specs: dict[type[Any], dict[str, MethodSpec]] = {}
         self._sessions: dict[int, Session] = {}  # by the id() of its link
         self._dials: dict[PeerId, Dial] = {}
+        self._called: dict[str, Meter] = {}
         self._local = LocalCalls(self._registry, links.local, self.name)
         self._tasks: asyncio.TaskGroup
         self._now: Callable[[], float] = time.monotonic  # the loop's, once it runs
@@ -153,10 +158,11 @@ class Rpc:
         if stream_timeout is None:
             stream_timeout = math.inf
         once: UnaryOnce
+        route = _Route(peer, name)
         if peer == self.local:
-            once = functools.partial(self._local_unary, name)
+            once = functools.partial(self._local_unary, route)
         else:
-            once = functools.partial(self._unary, _Route(peer), name)
+            once = functools.partial(self._unary, route)
         policy = retries if isinstance(retries, Retry) else Retry(attempts=retries + 1)
         unary: UnaryCall
         if policy.attempts > 1:
@@ -171,17 +177,22 @@ class Rpc:
         )
         return cast(T, stub)
 
-    def stats(self) -> dict[str, dict[str, int]]:
-        """Of each method served here: calls so far, errors among them, and those running."""
-        return {
-            handler.name: {
-                "calls": handler.meter.calls,
-                "errors": handler.meter.errors.total(),
-                "running": handler.gate.running,
-            }
-            for handlers in self._registry.services.values()
-            for handler in handlers.values()
-        }
+    def stats(self) -> RpcStats:
+        """What was served and called so far, what goes on, and how the links do."""
+        admission = self._registry.admission
+        return RpcStats(
+            served={
+                handler.name: served_stats(handler.meter, handler.gate)
+                for handlers in self._registry.services.values()
+                for handler in handlers.values()
+            },
+            called={name: called_stats(meter) for name, meter in self._called.items()},
+            links=tuple(session.stats() for session in self._sessions.values()),
+            counters=dict(self.counters),
+            running=admission.running,
+            queued=admission.queued,
+            bounds=bounds(),
+        )
 
     def __repr__(self) -> str:
         services = ", ".join(sorted(self._registry.services))
@@ -190,18 +201,31 @@ class Rpc:
 
     # ------------------------------------------------------------------ calls
 
-    async def _unary(
-        self, route: _Route, name: str, timeout: float, spec: MethodSpec, arguments: Any
-    ) -> Any:
-        deadline = self._now() + timeout
-        session = route.session
-        if session is None or session.channel.error is not None or not session.link.is_open:
-            self._check_running()
-            session = route.session = self._find(route.peer)
-            if session is None:
-                session = await self._connect(route.peer, deadline)
-                timeout = deadline - self._now()
-        return await session.calls.call(name, spec, arguments, deadline, timeout)
+    async def _unary(self, route: _Route, timeout: float, spec: MethodSpec, arguments: Any) -> Any:
+        began = self._now()
+        deadline = began + timeout
+        meter = route.meters.get(spec.name) or self._meter(route, spec)
+        meter.calls += 1
+        try:
+            session = route.session
+            if session is None or session.channel.error is not None or not session.link.is_open:
+                self._check_running()
+                session = route.session = self._find(route.peer)
+                if session is None:
+                    session = await self._connect(route.peer, deadline)
+                    timeout = deadline - self._now()
+            value = await session.calls.call(route.service, spec, arguments, deadline, timeout)
+        except BaseException as error:
+            meter.failed(type(error).__name__)
+            meter.took(self._now() - began)
+            raise
+        meter.took(self._now() - began)
+        return value
+
+    def _meter(self, route: _Route, spec: MethodSpec) -> Meter:
+        meter = self._called.setdefault(f"{route.service}.{spec.name}", Meter())
+        route.meters[spec.name] = meter
+        return meter
 
     async def _retrying(
         self, once: UnaryOnce, policy: Retry, timeout: float, spec: MethodSpec, arguments: Any
@@ -215,10 +239,19 @@ class Rpc:
         )
 
     async def _local_unary(
-        self, name: str, timeout: float, spec: MethodSpec, arguments: Any
+        self, route: _Route, timeout: float, spec: MethodSpec, arguments: Any
     ) -> Any:
-        self._check_running()
-        return await self._local.call(name, spec, arguments, self._now() + timeout)
+        began = self._now()
+        meter = route.meters.get(spec.name) or self._meter(route, spec)
+        meter.calls += 1
+        try:
+            self._check_running()
+            return await self._local.call(route.service, spec, arguments, began + timeout)
+        except BaseException as error:
+            meter.failed(type(error).__name__)
+            raise
+        finally:
+            meter.took(self._now() - began)
 
     async def _stream(
         self,

@@ -9,13 +9,20 @@ from typing import Any
 import msgspec
 
 from lattica.config import MIB
-from lattica.errors import BadArgumentsError, BusyError, FrameError, LatticaError
+from lattica.errors import (
+    BadArgumentsError,
+    BusyError,
+    CallCancelledError,
+    DeadlineError,
+    FrameError,
+    LatticaError,
+    LinkLostError,
+)
 from lattica.rpc import messages as m
 from lattica.rpc.bodies import BodyReceiver
 from lattica.rpc.channel import Channel
 from lattica.rpc.failures import to_failure
 from lattica.rpc.interface import Sink
-from lattica.rpc.methods import MethodSpec
 from lattica.rpc.registry import Handler, Registry
 from lattica.rpc.runner import Runner
 from lattica.rpc.running import Running
@@ -49,7 +56,7 @@ class Serving:
         self._admission = registry.admission
         self._share = registry.share(channel.link.remote.peer)
         self._calls: dict[int, Served] = {}
-        self._held = 0  # bytes of arguments of these calls
+        self.held = 0  # bytes of arguments of these calls
         self._last = -1  # the newest call's id
         self._early: dict[int, BodyReceiver] = {}  # bodies that came before their call
 
@@ -81,7 +88,7 @@ class Serving:
         served = Served(self, message.call, handler, remote, nbytes, now, deadline, trace)
         served.arguments = arguments
         self._calls[message.call] = served
-        self._held += nbytes
+        self.held += nbytes
         if deadline < self._sweep.armed:
             self._sweep.arm(deadline)
         if message.sizes:
@@ -105,7 +112,7 @@ class Serving:
                 raise BadArgumentsError(problem)
             assert served.body is not None
             views, served.body = served.body.views(), None
-            served.arguments = self._decode(message, served.handler.spec, views)
+            served.arguments = self._decode(message, served.handler, views)
         except BadArgumentsError as error:
             self._end(served)
             self._channel.send(to_failure(message.call, error, with_traceback=False))
@@ -130,12 +137,13 @@ class Serving:
         body.attach(stream)
         return body
 
-    def cancel(self, call: int) -> None:
+    def cancel(self, call: int, kind: str = CallCancelledError.__name__) -> None:
         """The caller wants the outcome no more. The handler is cancelled once, and may clean up."""
         served = self._calls.get(call)
         if served is None or served.is_cancelled:
             return
         served.is_cancelled = True
+        served.handler.meter.failed(kind)
         if served.task is not None:
             served.task.cancel()
         else:
@@ -148,7 +156,7 @@ class Serving:
             if served.deadline > now:
                 following = min(following, served.deadline)
             else:
-                self.cancel(served.call)
+                self.cancel(served.call, DeadlineError.__name__)
         return following
 
     def lost(self) -> None:
@@ -156,7 +164,7 @@ class Serving:
         self._sweep.close()
         self._early.clear()
         for call in tuple(self._calls):
-            self.cancel(call)
+            self.cancel(call, LinkLostError.__name__)
 
     # ---------------------------------------------------------------- admission
 
@@ -177,23 +185,25 @@ class Serving:
         if message.sizes and sum(message.sizes) > limit:
             self._registry.counters["refused:too_large"] += 1
             raise BadArgumentsError(f"{nbytes} bytes of arguments; at most {limit} are taken")
-        if self._held and self._held + nbytes > held:
-            raise self._busy(f"{self._held} bytes of {remote.peer.short} are in use")
+        if self.held and self.held + nbytes > held:
+            raise self._busy(f"{self.held} bytes of {remote.peer.short} are in use")
         if self._admission.is_hopeless(handler.gate, self._share):
             raise self._registry.busy(handler, self._now())
         if not message.sizes:
-            return handler, self._decode(message, handler.spec, ())
+            return handler, self._decode(message, handler, ())
         return handler, None
 
     def _busy(self, reason: str) -> BusyError:
         self._registry.counters["refused:busy"] += 1
         return BusyError(reason, retry_after=RETRY_AFTER)
 
-    def _decode(self, message: m.Call, spec: MethodSpec, views: Any) -> Any:
+    def _decode(self, message: m.Call, handler: Handler, views: Any) -> Any:
+        spec = handler.spec
         try:
             return spec.args_decoder.unpack(message.args, views, message.spilled)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             self._registry.counters["refused:bad_arguments"] += 1
+            handler.meter.failed(BadArgumentsError.__name__)
             raise BadArgumentsError(f"{spec.name}{spec.signature}: {error}") from None
 
     # ---------------------------------------------------------------- running
@@ -231,7 +241,7 @@ class Serving:
     def _end(self, served: Served) -> None:
         if self._calls.pop(served.call, None) is None:
             return
-        self._held -= served.nbytes
+        self.held -= served.nbytes
         served.task = None  # it may be another's by now
         if served.started:
             if served.work is None or served.work.done():

@@ -15,6 +15,7 @@ from lattica.rpc.channel import Channel
 from lattica.rpc.interface import Sink
 from lattica.rpc.registry import Registry
 from lattica.rpc.serving import Serving
+from lattica.rpc.statistics import SessionStats
 
 log = logging.getLogger("lattica.rpc")
 
@@ -79,6 +80,18 @@ class Session:
         self._forget(self)
         self.calls.lost(error)
         self.serving.lost()
+
+    def stats(self) -> SessionStats:
+        """How it does."""
+        remote = self.link.remote
+        return SessionStats(
+            peer=remote.peer,
+            name=remote.name,
+            calls_out=len(self.calls),
+            calls_in=len(self.serving),
+            arguments_in=self.serving.held,
+            link=self.link.statistics(),
+        )
 
     def __repr__(self) -> str:
         peer = self.link.remote.peer.short

@@ -195,10 +195,10 @@ async def test_stats_and_repr_tell_what_goes_on(mesh: Mesh, bench: Bench) -> Non
     task = asyncio.create_task(stub.wait())
     async with asyncio.timeout(2):
         await bench.started.wait()
-    stats = mesh.b.stats()
-    assert stats["bench.add"] == {"calls": 1, "errors": 0, "running": 0}
-    assert stats["bench.fail"] == {"calls": 1, "errors": 1, "running": 0}
-    assert stats["bench.wait"] == {"calls": 1, "errors": 0, "running": 1}
+    served = mesh.b.stats().served
+    assert [served[f"bench.{name}"].calls for name in ("add", "fail", "wait")] == [1, 1, 1]
+    assert [served[f"bench.{name}"].in_flight for name in ("add", "fail", "wait")] == [0, 0, 1]
+    assert served["bench.fail"].errors == {"ValueError": 1}
     assert repr(mesh.a) == "Rpc(a: [], 1 links, 1 calls out)"
     assert "bench" in repr(stub)
     bench.release.set()

@@ -299,7 +299,7 @@ async def test_results_wait_for_a_peer_that_does_not_listen(
     puppet.greet()
     for i in range(200):
         puppet.say(call(i, "text", [1000]))
-    await until(lambda: stage.b.stats()["bench.text"]["running"] > 100)
+    await until(lambda: stage.b.stats().served["bench.text"].in_flight > 100)
     assert sum(len(bytes(result.value)) for result in puppet.outcomes()) < 30_000
     while len(puppet.outcomes()) < 200:
         channel_b = next(iter(stage.b._sessions.values())).channel

@@ -214,7 +214,7 @@ async def test_a_body_that_would_be_refused_is_not_taken_in(mesh: Mesh, slow: Sl
     with pytest.raises(BusyError):
         await stub.two(0.1, Buffer(bytes(30_000_000)))
     serving = next(iter(mesh.b._sessions.values())).serving
-    assert serving._held < 100_000
+    assert serving.held < 100_000
     await asyncio.gather(*tasks)
 
 

@@ -32,7 +32,7 @@ async def test_all_calls_of_the_link_end_at_once_and_handlers_are_cancelled(mesh
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(o, CallLostError) and o.may_have_run for o in outcomes)
         await until(lambda: not bench.running)
-    assert mesh.b.stats()["bench.hang"]["running"] == 0
+    assert mesh.b.stats().served["bench.hang"].in_flight == 0
 
 
 async def test_a_call_that_was_never_written_has_not_run(mesh: Mesh) -> None:
