@@ -384,6 +384,7 @@ class Endpoint:
         self.path.hold(link.virtual_address)
 
     def _engine_config(self, address: VirtualAddress, *, is_client: bool) -> EngineConfig:
+        window = self.path.window_limit(address)
         size = self.path.datagram_limit(address)
         if size is None:
             # The least that QUIC needs passes wherever a link is possible; the rest is found.
@@ -393,7 +394,8 @@ class Endpoint:
             certificate=self._certificate,
             datagram=max(header.MIN_INITIAL, min(size, self.config.max_datagram)),
             max_datagram=self.config.max_datagram,
-            window=self.path.window_limit(address) or MAX_WINDOW,
+            window=window or MAX_WINDOW,
+            congestion="local" if window else "wan",
             max_unordered=MAX_UNORDERED,
         )
 

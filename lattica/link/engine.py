@@ -7,7 +7,7 @@ the event loop's clock. Stream ids follow RFC 9000 §2.1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -24,6 +24,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     datagram: int
     max_datagram: int = 65_535  # no engine's own probing goes further
     window: int = 16 * 1024 * 1024  # in flight at most
+    congestion: Literal["wan", "local"] = "wan"  # local: loopback, only buffers bound it
     idle_timeout: float = 60.0  # a backstop: the link watches its own silence
     max_data: int = 16 * 1024 * 1024
     max_stream_data: int = 4 * 1024 * 1024

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TextIO, cast
 
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import QuicErrorCode
-from aioquic.quic.packet_builder import QuicSentPacket
 
 from lattica.link import congestion, header
 from lattica.link.engine import EngineConfig, EngineSink, EngineStats
@@ -26,6 +25,7 @@ from lattica.path.interface import VirtualAddress
 
 ALPN = "lattica"
 MAX_REASON = 200  # bytes of a close reason; it has to fit one packet
+_AFTER = 1e-6  # seconds between what a timer is for and the timer
 _LIVE_STREAMS = 1024  # of ours in aioquic at once: it walks over all of them for each packet
 
 # aioquic warns about every malformed packet: a stranger could fill the log.
@@ -52,7 +52,7 @@ class AioquicEngine:
             configuration=QuicConfiguration(
                 alpn_protocols=[ALPN],
                 certificate=config.certificate.certificate,
-                congestion_control_algorithm=congestion.NAME,
+                congestion_control_algorithm=congestion.NAMES[config.congestion],
                 connection_id_length=header.CONNECTION_ID,
                 idle_timeout=config.idle_timeout,
                 is_client=config.is_client,
@@ -73,17 +73,13 @@ class AioquicEngine:
             self._connection._local_max_streams_uni,
         ):
             limit.value = limit.sent = config.max_streams
-        controller = self._connection._loss._cc  # made inside, with no argument of ours
-        assert isinstance(controller, congestion.BoundedReno)
-        controller.limit = max(config.window, controller.congestion_window)
-        self._count_lost(controller)
+        self._control = congestion.install(self._connection, config.window)
         first = 0 if config.is_client else 1
         self._next_id = {False: first, True: first + 2}
         self._waiting = WaitingStreams()  # for fewer live ones, or for the other end
         self._delivered = 0
         self._handed = 0  # bytes given to aioquic's streams
         self._is_closed = False
-        self._packets_lost = 0
         self._ids = [self._connection.host_cid]
         if original_destination is not None:
             self._ids.append(retry_source or original_destination)
@@ -108,7 +104,7 @@ class AioquicEngine:
             datagram=self._connection._max_datagram_size,
             streams=len(self._connection._streams) + len(self._waiting),
             rtt_latest=float(loss._rtt_latest),
-            packets_lost=self._packets_lost,
+            packets_lost=self._control.packets_lost,
         )
 
     def unsent(self) -> int:
@@ -118,6 +114,7 @@ class AioquicEngine:
 
     def set_datagram(self, size: int) -> None:
         self._connection._max_datagram_size = size  # fixed at first in the public API
+        self._control.set_datagram(size)
 
     def connect(self, address: VirtualAddress, now: float) -> None:
         self._connection.connect(address, now)
@@ -176,12 +173,17 @@ class AioquicEngine:
         self._admit()
         if not self._connection._network_paths:
             return []  # closed before the first packet
-        return [data for data, _ in self._connection.datagrams_to_send(now)]
+        datagrams = [data for data, _ in self._connection.datagrams_to_send(now)]
+        self._control.flushed(now, is_paced=self._connection._pacing_at is not None)
+        return datagrams
 
     def timer(self) -> float | None:
         if self._connection._close_at is None:
             return None
-        return self._connection.get_timer()
+        at = self._connection.get_timer()
+        # An acknowledgement that is due now is sent only after now while the rate holds
+        # packets back: on a clock that stands still in between, the timer would fire for ever.
+        return None if at is None else at + _AFTER
 
     def handle_timer(self, now: float) -> None:
         self._connection.handle_timer(now)
@@ -244,17 +246,6 @@ class AioquicEngine:
         self._connection.close(error_code=code, reason_phrase=text)
 
     # ------------------------------------------------------------------ inside
-
-    def _count_lost(self, controller: congestion.BoundedReno) -> None:
-        """aioquic keeps no count of what it takes for lost; its controller is told of it."""
-        inner = controller.on_packets_lost
-
-        def counted(*, now: float, packets: Iterable[QuicSentPacket]) -> None:
-            lost = list(packets)
-            self._packets_lost += len(lost)
-            inner(now=now, packets=lost)
-
-        controller.on_packets_lost = counted  # type: ignore[method-assign]
 
     def _admit(self) -> None:
         """Tell aioquic of streams in the order of their ids, as others finish.
