@@ -6,6 +6,9 @@ import pytest
 
 ENGINES = ("aioquic", "qh3")
 CHOOSE_THEMSELVES = {
+    "test_bbr",
+    "test_pacing",
+    "test_wan",
     "test_congestion",
     "test_engine_contract",
     "test_engines",

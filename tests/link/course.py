@@ -11,6 +11,7 @@ from lattica.link.delivery import Flow, Sent
 from lattica.link.pacing import Pacer
 from lattica.path.emulator import Conditions, Direction, Pipe
 
+PATIENCE = 0.5  # seconds without an acknowledgement: what is in flight is lost
 ACK_EVERY = 0.001  # seconds: a receiver's delay
 
 
@@ -41,6 +42,8 @@ class Racer:
         self._number = count()
         self._is_ack_due = False
         self._wake_at = -1.0
+        self._heard = 0.0
+        course.at(PATIENCE, self._watch)
 
     def push(self, now: float) -> None:
         """Send what may be sent."""
@@ -98,12 +101,22 @@ class Racer:
             self.phases.add(self.model.phase)
             if self.model.is_probing_rtt:
                 self.flow.ran_dry()
-        for number in [each for each in self._unacked if each < numbers[-1] - 3]:
+        self._heard = now
+        self._lose([each for each in self._unacked if each < numbers[-1] - 3], now)
+        self.pacer.set_rate(self.model.pacing_rate)
+        self.push(now)
+
+    def _lose(self, numbers: list[int], now: float) -> None:
+        for number in numbers:
             packet = self._unacked.pop(number)
             self.flow.gone(packet, is_lost=True)
             self.model.on_lost(packet, self.flow.lost, now)
-        self.pacer.set_rate(self.model.pacing_rate)
-        self.push(now)
+
+    def _watch(self, now: float) -> None:
+        self.course.at(now + PATIENCE, self._watch)
+        if self._unacked and now - self._heard > PATIENCE:
+            self._lose(list(self._unacked), now)
+            self.push(now)
 
 
 class Course:
