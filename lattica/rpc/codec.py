@@ -156,7 +156,8 @@ def convert_hook(kind: type[Any], value: Any) -> Any:
     """For `msgspec.convert` between Python values: Lattica's own types stay as they are."""
     if isinstance(value, kind):
         return value
-    raise ValueError(f"expected {kind.__name__}, not {type(value).__name__}")
+    cure = ": wrap it in Buffer()" if kind is Buffer else ""
+    raise ValueError(f"expected {kind.__name__}, not {type(value).__name__}{cure}")
 
 
 def check(value: Any, kind: Any) -> Any:

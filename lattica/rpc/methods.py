@@ -22,6 +22,7 @@ from lattica.identity import grants
 from lattica.identity.keys import PeerId
 from lattica.rpc import codec
 from lattica.rpc.buffers import Buffer
+from lattica.rpc.mismatch import explain
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
@@ -126,8 +127,8 @@ class MethodSpec:
         """`is_static`: its first parameter is not the object."""
         self.name = name
         self.offer: Offer = getattr(function, _MARK)
-        self.signature = _signature(function, is_static)
         hints = _hints(function, is_static)
+        self.signature = _signature(function, is_static, hints)
         returns = hints.pop("return")
         on_loop = self.offer.run_in == "loop"
         self.is_stream = typing.get_origin(returns) in (_STREAMS if on_loop else _PLAIN_STREAMS)
@@ -166,13 +167,17 @@ class MethodSpec:
             try:
                 bound = self.signature.bind(*args, **kwargs)
             except TypeError as error:
-                raise BadArgumentsError(f"{self.name}(): {error}") from None
+                raise self.bad_arguments(str(error)) from None
             bound.apply_defaults()
             args = tuple(bound.arguments.values())
         try:
             return codec.check(args, self.args_type)
         except BadArgumentsError as error:
-            raise BadArgumentsError(f"{self.name}{self.signature}: {error}") from None
+            raise self.bad_arguments(str(error)) from None
+
+    def bad_arguments(self, problem: str) -> BadArgumentsError:
+        """The error for arguments that do not fit; `problem` as msgspec or Python tell it."""
+        return BadArgumentsError(f"{self.name}{self.signature}: {explain(problem, self._names)}")
 
     def invoke(self, function: Callable[..., Any], arguments: Any) -> Any:
         """Call the handler."""
@@ -244,13 +249,18 @@ def _check_kind(function: Callable[..., Any], run_in: RunIn, is_stream: bool) ->
         raise TypeError(f'{name} yields items, which come from threads only: run_in="thread"')
 
 
-def _signature(function: Callable[..., Any], is_static: bool) -> inspect.Signature:
+def _signature(
+    function: Callable[..., Any], is_static: bool, hints: dict[str, Any]
+) -> inspect.Signature:
     signature = inspect.signature(function)
     parameters = list(signature.parameters.values())[not is_static :]
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise TypeError(f"{function.__qualname__}: *args and **kwargs have no wire form")
-    return signature.replace(parameters=parameters)
+    # Types in place of what their annotations say, which may be text: errors show them.
+    typed = [parameter.replace(annotation=hints[parameter.name]) for parameter in parameters]
+    returns = None if hints["return"] is type(None) else hints["return"]
+    return signature.replace(parameters=typed, return_annotation=returns)
 
 
 def _hints(function: Callable[..., Any], is_static: bool) -> dict[str, Any]:

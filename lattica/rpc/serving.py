@@ -204,7 +204,7 @@ class Serving:
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             self._registry.counters["refused:bad_arguments"] += 1
             handler.meter.failed(BadArgumentsError.__name__)
-            raise BadArgumentsError(f"{spec.name}{spec.signature}: {error}") from None
+            raise spec.bad_arguments(str(error)) from None
 
     # ---------------------------------------------------------------- running
 

@@ -31,7 +31,8 @@ class Stub:
     def __getattr__(self, attribute: str) -> Any:
         spec = self._specs.get(attribute)
         if spec is None:
-            raise AttributeError(f"{self._title} has no method {attribute!r}")
+            known = ", ".join(sorted(self._specs))
+            raise AttributeError(f"{self._title} has no method {attribute!r}; it has {known}")
         call: UnaryMethod | StreamMethod
         if spec.is_stream:
             call = StreamMethod(spec, self._stream)

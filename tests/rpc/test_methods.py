@@ -11,6 +11,7 @@ from lattica.errors import BadArgumentsError, BadResultError
 from lattica.identity import grants
 from lattica.rpc import Buffer, method
 from lattica.rpc.methods import MethodSpec, methods_of
+from lattica.rpc.mismatch import explain
 
 
 class Base:
@@ -65,11 +66,16 @@ def test_arguments_bind_as_python_binds_them(args: Any, kwargs: Any) -> None:
 @pytest.mark.parametrize(
     ("args", "kwargs", "says"),
     [
-        ((), {}, "missing a required argument: 'a'"),
-        ((1, "b"), {}, "too many positional"),
-        ((1,), {"d": 1}, "unexpected keyword argument 'd'"),
-        (("1",), {}, "Expected `int`, got `str`"),
-        ((1,), {"c": [1, "2"]}, "Expected `int`, got `str`"),
+        ((), {}, "-> str: missing a required argument: 'a'"),
+        ((1, "b"), {}, "-> str: too many positional"),
+        ((1,), {"d": 1}, "-> str: got an unexpected keyword argument 'd'"),
+        (
+            ("1",),
+            {},
+            "one(a: int, *, b: str = 'b', c: list[int] | None = None) -> str: argument a: "
+            "Expected `int`, got `str`",
+        ),
+        ((1,), {"c": [1, "2"]}, "-> str: argument c[1]: Expected `int`, got `str`"),
     ],
 )
 def test_wrong_arguments_are_named(args: Any, kwargs: Any, says: str) -> None:
@@ -194,3 +200,35 @@ def test_plain_functions_static_and_class_methods() -> None:
 def test_offers_that_make_no_sense(offer: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         method(**offer)
+
+
+def test_a_buffer_names_its_cure() -> None:
+    class Raw:
+        @method()
+        async def put(self, data: Buffer) -> None: ...
+
+    with pytest.raises(BadArgumentsError, match="argument data: expected Buffer, not bytes: wrap"):
+        methods_of(Raw)["put"].bind((b"raw",), {})
+
+
+@pytest.mark.parametrize(
+    ("problem", "says"),
+    [
+        (
+            "Expected `int`, got `str` - at `$[1].x[2]`",
+            "argument b.x[2]: Expected `int`, got `str`",
+        ),
+        ("Expected `int`, got `str` - at `$[7]`", "Expected `int`, got `str` - at `$[7]`"),
+        (
+            "Expected `array` of at least length 2, got 1",
+            "it takes 2 arguments here, and 1 came: the caller has another version of the service",
+        ),
+        (
+            "Expected `array` of at most length 3, got 4",
+            "Expected `array` of at most length 3, got 4",
+        ),
+        ("a buffer that was not sent", "a buffer that was not sent"),
+    ],
+)
+def test_problems_are_told_in_the_words_of_the_method(problem: str, says: str) -> None:
+    assert explain(problem, ("a", "b")) == says
