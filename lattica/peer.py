@@ -1,4 +1,4 @@
-"""A peer: one identity, one socket, and every layer on top of it."""
+"""A peer: one identity, its sockets, and every layer on top of it."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ from lattica.identity.keys import Identity, PeerId
 from lattica.identity.tickets import Contact, Ticket
 from lattica.link.endpoint import Endpoint
 from lattica.path import addresses as address_text
+from lattica.path.combined import CombinedPath
+from lattica.path.tcp import TcpPath
 from lattica.path.udp import UdpPath
 from lattica.rpc import Rpc, builtin
 from lattica.store import Blocks, Document, Documents
@@ -52,6 +54,7 @@ class PeerOptions(msgspec.Struct, frozen=True, kw_only=True):
     ticket: str | None = None  # the mesh to join; None: the home's own, or a new one
     name: str = ""  # how people call it; default: the machine's name
     listen: str = ""  # host:port; default: loopback, or every interface where others are remote
+    tcp: str | None = None  # also listen there over TCP; "": where UDP listens; None: do not
     cpus: float | None = None
     gpus: float = 0.0
     memory: int | None = None  # bytes
@@ -130,7 +133,7 @@ class Peer:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The `host:port`s at which others can dial this peer."""
+        """Where others can dial this peer: `host:port`, `tcp:host:port`."""
         return self.endpoint.addresses
 
     @property
@@ -254,9 +257,18 @@ class Peer:
         await stack.enter_async_context(self.core)
         await stack.enter_async_context(self.host)
 
-    def _bind(self, contacts: Sequence[Contact]) -> UdpPath:
-        """The socket: as asked, or loopback unless others can only be elsewhere."""
+    def _bind(self, contacts: Sequence[Contact]) -> CombinedPath:
+        """The sockets: as asked, or loopback unless others can only be elsewhere."""
         listen = self.options.listen or (EVERYWHERE if _any_remote(contacts) else LOOPBACK)
+        udp = self._bind_udp(listen)
+        try:
+            tcp = self._bind_tcp(listen, address_text.split(udp.addresses[0])[1])
+        except BaseException:
+            udp.close()
+            raise
+        return CombinedPath({address_text.UDP: udp, address_text.TCP: tcp})
+
+    def _bind_udp(self, listen: str) -> UdpPath:
         buffer = self.options.config.link.socket_buffer
         host, port = address_text.split(listen)
         if port == 0 and self.home.port:
@@ -265,6 +277,22 @@ class Peer:
             except PortInUseError:
                 log.info("port %d of the last run is taken now", self.home.port)
         return UdpPath.bind(listen, socket_buffer=buffer)
+
+    def _bind_tcp(self, listen: str, udp_port: int) -> TcpPath:
+        """The TCP side; without the option it can dial only."""
+        asked = self.options.tcp
+        if asked is None:
+            return TcpPath()
+        if asked:
+            return TcpPath.bind(asked)
+        host, port = address_text.split(listen)
+        try:
+            return TcpPath.bind(address_text.join(host, udp_port))
+        except PortInUseError:
+            if port:
+                raise
+            log.info("TCP port %d is taken; another is used", udp_port)
+            return TcpPath.bind(address_text.join(host, 0))
 
     async def _bootstrap(self, contacts: Sequence[Contact]) -> None:
         try:
@@ -329,7 +357,7 @@ def _any_remote(contacts: Sequence[Contact]) -> bool:
     for contact in contacts:
         for address in contact.addresses:
             try:
-                host, _ = address_text.split(address)
+                host, _ = address_text.split(address_text.strip_scheme(address))
             except AddressError:
                 continue  # not dialled either
             if not address_text.is_loopback(host):

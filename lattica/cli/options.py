@@ -70,6 +70,14 @@ def add_peer(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="UDP address (default: every interface, the port of the last run)",
     )
+    parser.add_argument(
+        "--tcp",
+        nargs="?",
+        const="",
+        default=None,
+        metavar="HOST:PORT",
+        help="listen on TCP as well, for networks that block UDP (default: where UDP listens)",
+    )
     offered = parser.add_argument_group("what it offers (default: this machine's own)")
     offered.add_argument("--cpus", type=float, default=None, metavar="N")
     offered.add_argument("--gpus", type=float, default=0.0, metavar="N")
@@ -95,6 +103,7 @@ def peer_options(args: argparse.Namespace, *, ticket: str | None = None) -> Peer
         ticket=ticket,
         name=args.name,
         listen=args.listen or ("" if ticket else EVERYWHERE),
+        tcp=args.tcp,
         cpus=args.cpus,
         gpus=args.gpus,
         memory=args.memory,

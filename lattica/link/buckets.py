@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections import OrderedDict
 
 import msgspec
@@ -10,7 +9,6 @@ import msgspec
 from lattica.errors import AddressError
 from lattica.path import addresses
 
-IPV6_PREFIX = 56  # bits; what a home is given, RFC 6177
 MAX_SOURCES = 4096
 
 
@@ -50,12 +48,7 @@ class Buckets:
 def source_of(address: str) -> str:
     """Who is behind a `host:port`: an IPv4 address, an IPv6 network, or the text itself."""
     try:
-        host, _ = addresses.split(address)
-        ip = ipaddress.ip_address(host.partition("%")[0])
+        host, _ = addresses.split(addresses.strip_scheme(address))
+        return addresses.party(host)
     except (AddressError, ValueError):
         return address
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is not None:
-            return str(ip.ipv4_mapped)
-        return str(ipaddress.ip_network((ip, IPV6_PREFIX), strict=False))
-    return str(ip)

@@ -35,6 +35,7 @@ from lattica.link.reception import Reception
 from lattica.link.refusals import CloseCode, DuplicateLinkError
 from lattica.link.schedule import Schedule
 from lattica.link.supervision import PeerEvent, PeerState
+from lattica.path.addresses import TCP
 from lattica.path.interface import Path, VirtualAddress
 
 logger = logging.getLogger("lattica.link")
@@ -457,8 +458,10 @@ class Endpoint:
         if self._links.get(peer) is not link:
             return
         del self._links[peer]
-        # Where it was reached last is where to look first.
-        self._dials.book.learn(peer, [link.address])
+        # Where it was reached last is where to look first; but nobody listens on the port
+        # that a TCP connection came from.
+        if link.is_dialer or not link.address.startswith(TCP):
+            self._dials.book.learn(peer, [link.address])
         self._notify(link, is_up=False)
         self._rule_all()
         supervisor, now = self._peers.supervisor, self._loop.time()

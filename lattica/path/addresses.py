@@ -1,10 +1,28 @@
-"""Addresses as people write them: `host:port`, `[v6]:port`."""
+"""Addresses as people write them: `host:port`, `[v6]:port`, `tcp:host:port`."""
 
 from __future__ import annotations
 
 import ipaddress
 
 from lattica.errors import AddressError
+
+UDP = "udp:"  # understood, and what an address without a scheme means
+TCP = "tcp:"
+_IPV6_PREFIX = 56  # bits; what a home is given, RFC 6177
+
+
+def split_scheme(address: str) -> tuple[str, str]:
+    """The scheme, `UDP` or `TCP`, and the rest, which `split` takes."""
+    cut = address.strip()
+    for scheme in (UDP, TCP):
+        if cut.lower().startswith(scheme):
+            return scheme, cut[len(scheme) :]
+    return UDP, cut
+
+
+def strip_scheme(address: str) -> str:
+    """The address without its scheme."""
+    return split_scheme(address)[1]
 
 
 def split(address: str) -> tuple[str, int]:
@@ -34,3 +52,17 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def party(host: str) -> str:
+    """What one party can be taken to own: an IPv4 address, or the /56 of an IPv6 one.
+
+    Raises:
+        ValueError: not an IP address.
+    """
+    ip = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            return str(ip.ipv4_mapped)
+        return str(ipaddress.ip_network((ip, _IPV6_PREFIX), strict=False))
+    return str(ip)

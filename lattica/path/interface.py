@@ -3,8 +3,9 @@
 QUIC sees one *virtual address* per remote and never a socket's. The path decides for
 each packet which *candidate* physical path takes it: today the direct one; punched
 and relayed ones join the same list later, and the QUIC connection above goes on.
-Two implementations: `lattica.path.udp` (a socket) and `lattica.path.memory` (a seeded
-network in one process). Everything is called on the event loop's thread.
+Implementations: `lattica.path.udp` and `lattica.path.tcp` (sockets), `lattica.path.combined`
+(both at once) and `lattica.path.memory` (a seeded network in one process). Everything is
+called on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Path(Protocol):
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where others may reach this path: `host:port`."""
+        """Where others may reach this path: `host:port`, `tcp:host:port`."""
         ...
 
     @property
@@ -93,7 +94,7 @@ class Path(Protocol):
         ...
 
     async def resolve(self, address: str) -> VirtualAddress:
-        """The virtual address for a remote at `host:port`.
+        """The virtual address for a remote at `host:port` or `tcp:host:port`.
 
         Raises:
             AddressError: not of that form, or the name does not resolve.

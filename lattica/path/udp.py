@@ -12,10 +12,9 @@ import socket
 from collections import Counter, deque
 from collections.abc import Sequence
 
-import psutil
-
-from lattica.errors import AddressError, PathError, PortInUseError
+from lattica.errors import AddressError
 from lattica.path import addresses as text
+from lattica.path import sockets
 from lattica.path.interface import (
     PROBE,
     PROBE_REPLY,
@@ -25,7 +24,8 @@ from lattica.path.interface import (
     VirtualAddress,
 )
 from lattica.path.routes import Routes
-from lattica.path.udp_offload import MAX_READ, BatchReader, BatchWriter, Physical
+from lattica.path.sockets import Physical
+from lattica.path.udp_offload import MAX_READ, BatchReader, BatchWriter
 from lattica.path.udp_options import (
     MSG_ERRQUEUE,
     ask_for_icmp,
@@ -63,7 +63,7 @@ class UdpPath:
         self._counters: Counter[str] = Counter()
         self._bound: tuple[str, int] = sock.getsockname()[:2]
         self.buffers = size_buffers(sock, socket_buffer)
-        self._loopback_mtu = _loopback_mtu()
+        self._loopback_mtu = sockets.loopback_mtu(MAX_READ)
         # The other end's buffer is unknown; machines of one mesh are taken to be alike.
         self._burst = min(MAX_BURST, self.buffers[0] // 2)
         ask_for_icmp(sock)
@@ -79,29 +79,13 @@ class UdpPath:
             AddressError: `address` is not an address of this machine.
             PortInUseError: another process holds the port.
         """
-        host, port = text.split(address)
-        try:
-            family, kind, protocol, _, physical = socket.getaddrinfo(
-                host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
-            )[0]
-        except (OSError, UnicodeError) as error:
-            raise AddressError(f"{address!r} does not resolve: {error}") from None
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.setblocking(False)
-            sock.bind(physical)
-        except OSError as error:
-            sock.close()
-            raise _bind_error(error, address, port) from None
+        sock = sockets.bind(address, socket.SOCK_DGRAM)
         return cls(sock, socket_buffer=socket_buffer)
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """The bound address, or every address of the machine if bound to all."""
-        host, port = self._bound
-        if host not in ("0.0.0.0", "::"):
-            return (text.join(host, port),)
-        return tuple(text.join(each, port) for each in _machine_addresses(self._family))
+        return sockets.reachable(self._bound, self._family)
 
     @property
     def counters(self) -> Counter[str]:
@@ -141,26 +125,11 @@ class UdpPath:
         self._socket.close()
 
     async def resolve(self, address: str) -> VirtualAddress:
-        host, port = text.split(address)
-        if port == 0:
-            raise AddressError(f"{address!r}: port 0 cannot be dialled")
-        flags = 0 if self._family == socket.AF_INET else socket.AI_V4MAPPED
-        try:
-            try:
-                found = socket.getaddrinfo(
-                    host,
-                    port,
-                    family=self._family,
-                    type=socket.SOCK_DGRAM,
-                    flags=flags | socket.AI_NUMERICHOST,
-                )
-            except socket.gaierror:
-                found = await asyncio.get_running_loop().getaddrinfo(
-                    host, port, family=self._family, type=socket.SOCK_DGRAM, flags=flags
-                )
-        except (OSError, UnicodeError) as error:
-            raise AddressError(f"{address!r} does not resolve: {error}") from None
-        return self._routes.virtual(found[0][4])
+        scheme, where = text.split_scheme(address)
+        if scheme != text.UDP:
+            raise AddressError(f"{address!r} is not of the form host:port")
+        _, physical = await sockets.look_up(where, socket.SOCK_DGRAM, self._family)
+        return self._routes.virtual(physical)
 
     def send(self, datagrams: Sequence[bytes], address: VirtualAddress) -> None:
         physical = self._routes.best(address)
@@ -300,38 +269,3 @@ class UdpPath:
     def _report_too_big(self, address: VirtualAddress, size: int) -> None:
         if self._receiver is not None and not self._closed:
             self._receiver.path_too_big(address, size)
-
-
-def _loopback_mtu() -> int:
-    """The smallest of the machine's loopback interfaces; large where none is known."""
-    loopback = {
-        name
-        for name, entries in psutil.net_if_addrs().items()
-        if any(text.is_loopback(entry.address) for entry in entries)
-    }
-    found = psutil.net_if_stats()
-    return min((found[name].mtu for name in loopback if name in found), default=MAX_READ)
-
-
-def _bind_error(error: OSError, address: str, port: int) -> PathError:
-    if error.errno == errno.EADDRINUSE:
-        return PortInUseError(
-            f"UDP port {port} is held by another process; choose another, or 0 for any free one"
-        )
-    if error.errno == errno.EADDRNOTAVAIL:
-        return AddressError(f"{address!r} is not an address of this machine")
-    if error.errno == errno.EACCES:
-        return PathError(f"no permission to use UDP port {port}; choose one above 1023")
-    return PathError(f"cannot bind {address!r}: {error}")
-
-
-def _machine_addresses(family: int) -> list[str]:
-    """Addresses others may try: those of the network first, loopback last."""
-    found = [
-        entry.address
-        for entries in psutil.net_if_addrs().values()
-        for entry in entries
-        if entry.family == socket.AF_INET
-        or (family == socket.AF_INET6 == entry.family and not entry.address.startswith("fe80"))
-    ]
-    return sorted(dict.fromkeys(found), key=text.is_loopback)

@@ -27,11 +27,9 @@ import errno
 import socket
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any
 
+from lattica.path.sockets import Physical
 from lattica.path.udp_options import SOL_UDP, UDP_GRO, UDP_SEGMENT
-
-Physical = tuple[Any, ...]  # what the socket module calls an address
 
 MAX_SEGMENTS = 64  # datagrams in one send, on the oldest kernels that know the option
 MAX_RUN = 65_507  # bytes in one send: the largest UDP payload over IPv4

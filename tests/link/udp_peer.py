@@ -9,6 +9,8 @@ import anyio
 from lattica.identity.grants import Membership
 from lattica.link.endpoint import Endpoint
 from lattica.link.interface import Link
+from lattica.path.interface import Path
+from lattica.path.tcp import TcpPath
 from lattica.path.udp import UdpPath
 from tests.link.helpers import BOB, MESH, Recorder
 
@@ -26,7 +28,8 @@ def echo(link: Link) -> Echo:
 
 
 async def main() -> None:
-    path = UdpPath.bind("127.0.0.1:0")
+    over_tcp = sys.argv[1:] == ["tcp"]
+    path: Path = TcpPath.bind("127.0.0.1:0") if over_tcp else UdpPath.bind("127.0.0.1:0")
     async with Endpoint(BOB, Membership(MESH.peer_id), path, name="bob") as endpoint:
         endpoint.set_acceptor(echo)
         print(endpoint.addresses[0], flush=True)

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lattica.path.sockets import Physical
 from lattica.path.udp_offload import (
     MAX_RUN,
     MAX_SEGMENTS,
     BatchReader,
     BatchWriter,
-    Physical,
     cut,
     run_end,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 ENGINES = ("aioquic", "qh3")
-OVER_SOCKETS = {"test_sockets"}
+OVER_SOCKETS = {"test_sockets", "test_tcp"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -11,6 +11,7 @@ from lattica.identity import grants
 from lattica.identity.keys import Identity
 from lattica.identity.signed import Signed
 from lattica.link.endpoint import Endpoint
+from lattica.path.interface import Path as LinkPath
 from lattica.path.udp import UdpPath
 from lattica.rpc import Rpc
 
@@ -27,8 +28,9 @@ async def peer(
     *,
     config: RpcConfig | None = None,
     link_config: LinkConfig | None = None,
+    path: LinkPath | None = None,
 ) -> AsyncIterator[Rpc]:
-    """An `Rpc` on a UDP socket of its own; all but the stranger are members."""
+    """An `Rpc` on a UDP socket of its own, or on `path`; all but the stranger are members."""
     mesh = AUTHORITY.peer_id
     chain: tuple[Signed, ...] = ()
     if identity is not STRANGER:
@@ -45,7 +47,7 @@ async def peer(
         Endpoint(
             identity,
             grants.Membership(mesh, chain),
-            UdpPath.bind("127.0.0.1:0"),
+            path or UdpPath.bind("127.0.0.1:0"),
             name=name,
             config=link_config,
         ) as links,

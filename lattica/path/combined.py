@@ -1,0 +1,98 @@
+"""Several carriers as one path: each address says by its scheme which one takes it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from lattica.errors import AddressError
+from lattica.path import addresses as text
+from lattica.path.interface import Path, PathStats, Receiver, VirtualAddress
+
+FIRST = 4  # addresses of the first carrier before those of the others: few lists are longer
+
+
+class CombinedPath:
+    """See `lattica.path.interface.Path`. Owns its carriers."""
+
+    def __init__(self, carriers: Mapping[str, Path]) -> None:
+        """By the prefix of their addresses; the first one's need none (`text.UDP`).
+
+        A carrier's virtual addresses have the prefix, less its colon, as their scheme.
+        """
+        self._carriers = dict(carriers)
+        self._by_scheme = {
+            prefix.rstrip(":"): carrier for prefix, carrier in self._carriers.items()
+        }
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        first, *others = (carrier.addresses for carrier in self._carriers.values())
+        more = [address for addresses in others for address in addresses]
+        return (*first[:FIRST], *more, *first[FIRST:])
+
+    @property
+    def counters(self) -> Counter[str]:
+        """Of all carriers together."""
+        return sum((each.counters for each in self._carriers.values()), Counter[str]())
+
+    def statistics(self) -> PathStats:
+        """Sums; buffers and batching are the first carrier's."""
+        first, *others = (carrier.statistics() for carrier in self._carriers.values())
+        total = {
+            name: getattr(first, name) + sum(getattr(each, name) for each in others)
+            for name in (
+                "datagrams_in",
+                "bytes_in",
+                "reads",
+                "datagrams_out",
+                "bytes_out",
+                "writes",
+                "queued",
+                "overruns",
+            )
+        }
+        return PathStats(
+            **total,
+            receive_buffer=first.receive_buffer,
+            send_buffer=first.send_buffer,
+            coalesced=first.coalesced,
+            segmented=first.segmented,
+            dropped=dict(self.counters),
+        )
+
+    def start(self, receiver: Receiver) -> None:
+        for carrier in self._carriers.values():
+            carrier.start(receiver)
+
+    def close(self) -> None:
+        for carrier in self._carriers.values():
+            carrier.close()
+
+    async def resolve(self, address: str) -> VirtualAddress:
+        scheme, _ = text.split_scheme(address)
+        carrier = self._carriers.get(scheme)
+        if carrier is None:
+            raise AddressError(f"{address!r}: this peer does not use {scheme.rstrip(':')} paths")
+        return await carrier.resolve(address)
+
+    def send(self, datagrams: Sequence[bytes], address: VirtualAddress) -> None:
+        self._by_scheme[address.scheme].send(datagrams, address)
+
+    def datagram_limit(self, address: VirtualAddress) -> int | None:
+        return self._by_scheme[address.scheme].datagram_limit(address)
+
+    def can_probe(self, address: VirtualAddress) -> bool:
+        return self._by_scheme[address.scheme].can_probe(address)
+
+    def window_limit(self, address: VirtualAddress) -> int | None:
+        return self._by_scheme[address.scheme].window_limit(address)
+
+    def describe(self, address: VirtualAddress) -> str:
+        return self._by_scheme[address.scheme].describe(address)
+
+    def hold(self, address: VirtualAddress) -> None:
+        self._by_scheme[address.scheme].hold(address)
+
+    def release(self, address: VirtualAddress) -> None:
+        self._by_scheme[address.scheme].release(address)
