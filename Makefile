@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: demo rollouts test check bench venv clean
+FUZZ_SECONDS ?= 90
+
+.PHONY: demo rollouts test fuzz check bench venv clean
 
 venv: $(STAMP)
 
@@ -28,6 +30,9 @@ rollouts: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(STAMP)
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)
 
 check: $(STAMP)
 	@$(BIN)/ruff check .

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import re
-from pathlib import PurePosixPath
 from typing import Annotated
 
 import msgspec
@@ -80,7 +80,6 @@ def decode_manifest(data: bytes) -> Manifest:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreError(f"the manifest does not decode: {error}") from None
     paths: set[str] = set()
-    folders: set[str] = set()
     for file in manifest.files:
         check_path(file.path)
         if sum(block.size for block in file.blocks) != file.size:
@@ -88,9 +87,11 @@ def decode_manifest(data: bytes) -> Manifest:
         if file.path in paths:
             raise StoreError(f"the manifest names {file.path!r:.80} twice")
         paths.add(file.path)
-        folders.update(str(parent) for parent in PurePosixPath(file.path).parents)
-    if both := paths & folders:
-        raise StoreError(f"{min(both)!r:.80} is a file and a folder")
+    # Sorted, what is in a folder follows it; a set of all folders could be far larger
+    # than the manifest.
+    for path, following in itertools.pairwise(sorted(f"{path}/" for path in paths)):
+        if following.startswith(path):
+            raise StoreError(f"{path[:-1]!r:.80} is a file and a folder")
     return manifest
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from pathlib import Path
 
 import msgspec
@@ -292,3 +293,22 @@ def test_a_directory_that_cannot_be_used_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot use"):
         BlockStore(tmp_path / "file")
+
+
+def test_deep_paths_cost_no_more_than_they_are_long():
+    deep = "/".join("a" * 500)
+    files = tuple(FileEntry(f"{deep}/{index}", 0, ()) for index in range(2000))
+    data = Manifest(files).encode()
+    tracemalloc.start()
+    try:
+        assert len(decode_manifest(data).files) == 2000
+        assert tracemalloc.get_traced_memory()[1] < 6 * len(data)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("paths", [("a", "a/b"), ("x/y/z", "x/y"), ("a-", "a/b", "a")])
+def test_a_path_is_a_file_or_a_folder(paths):
+    data = Manifest(tuple(FileEntry(path, 0, ()) for path in paths)).encode()
+    with pytest.raises(StoreError, match="a file and a folder"):
+        decode_manifest(data)

@@ -1,0 +1,287 @@
+"""One function for each decoder of bytes from others: anything in, only typed errors out.
+
+`TARGETS` are run by `tests.fuzz.__main__` with coverage to guide it, and by `test_fuzz.py`
+wherever the tests run.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable
+
+import msgspec
+
+from lattica.config import DhtConfig
+from lattica.dht.merge import Merge
+from lattica.dht.messages import clean_addresses
+from lattica.dht.records import DOMAIN, Kinds, Record, Verifier
+from lattica.errors import (
+    DocumentError,
+    FrameError,
+    GrantError,
+    LatticaError,
+    LinkError,
+    RecordError,
+    SignatureError,
+    StoreError,
+)
+from lattica.identity import grants, tickets, wire
+from lattica.identity.keys import Identity
+from lattica.identity.signed import Signed
+from lattica.link import beat, header, refusals, retry
+from lattica.link.proof import Proof, Role
+from lattica.path.interface import PROBE, PROBE_REPLY
+from lattica.path.probes import ProbeKeys, Prober
+from lattica.rpc import failures
+from lattica.rpc import messages as rpc_messages
+from lattica.rpc.framing import FrameReader
+from lattica.store import messages as store_messages
+from lattica.store.manifest import Manifest, decode_manifest
+from lattica.store.update import read_update
+from lattica.store.values import decode_value, encode_value
+from tests.fuzz.session import SessionFuzz
+
+ONE = Identity(b"one".ljust(32))
+OTHER = Identity(b"other".ljust(32))
+BINDING = bytes(32)
+DECODE = (msgspec.MsgspecError, ValueError, RecursionError)  # what callers of `decode` catch
+Target = Callable[[bytes], None]
+
+
+def link_header(data: bytes) -> None:
+    """The part of a QUIC packet that is read before QUIC is."""
+    if not data:
+        return
+    header.short_destination(data)
+    parsed = header.parse_long(data)
+    if parsed is not None:
+        assert len(parsed.destination) <= 20 >= len(parsed.source)
+        answer = header.parse_long(header.version_negotiation(parsed, [header.VERSION_1]))
+        assert answer is not None
+        assert (answer.destination, answer.source) == (parsed.source, parsed.destination)
+
+
+def beats_and_tokens(data: bytes) -> None:
+    """What strangers could try to forge beside QUIC."""
+    forged = data[: beat.SIZE].ljust(beat.SIZE, b"\0")
+    secret = os.urandom(32)  # a constant one would be learned from the comparison itself
+    assert beat.Beats(secret, is_dialer=True).take(forged) is None
+    assert retry.RetryTokens().check(data, "a:1", b"chosen", 0.0) is None
+
+
+def path_probes(data: bytes) -> None:
+    """Probes of a path and their replies, with the right kind and tag but forged."""
+    prober = Prober(ProbeKeys.derive(os.urandom(32), is_dialer=True), Counter())
+    for kind in (PROBE, PROBE_REPLY):
+        for forged in (data, bytes((kind,)) + prober.tag + data):
+            if forged:
+                got = prober.receive(forged)
+                assert not got.reply
+                assert not got.arrived
+
+
+def proof(data: bytes) -> None:
+    """The handshake on a link's own stream, from either end, in two pieces."""
+    for role in Role:
+        mesh = grants.Membership(ONE.peer_id)
+        end = Proof(ONE, mesh, "one", role=role, binding=BINDING)
+        half = len(data) // 2
+        try:
+            end.receive(data[:half], 1000.0)
+            end.receive(data[half:], 1000.0)
+        except LinkError:
+            pass
+
+
+def close_reasons(data: bytes) -> None:
+    """What the other end gives as its reason."""
+    text = data[2:].decode(errors="replace")
+    for code in (None, int.from_bytes(data[:2], "big")):
+        for is_open in (True, False):
+            assert str(refusals.error_of(code, text, is_open=is_open)).isprintable()
+
+
+def frames(data: bytes) -> None:
+    """Any chunking of a stream gives the same frames, or the same error."""
+
+    def read(chunks: list[bytes]) -> tuple[list[bytes], bool]:
+        reader, got = FrameReader(100), list[bytes]()
+        try:
+            for chunk in chunks:
+                got += map(bytes, reader.feed(chunk))
+        except FrameError:
+            return got, False
+        return got, True
+
+    size = 1 + (data[0] if data else 0) % 7
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    whole, is_whole = read([data])
+    cut, is_cut = read(pieces)
+    assert is_whole is is_cut
+    assert whole == cut or not is_whole  # before an error fewer may have come
+
+
+def control_messages(data: bytes) -> None:
+    """One frame of control messages, and the errors that failures become."""
+    try:
+        messages = msgspec.msgpack.decode(data, type=list[rpc_messages.Control])
+    except DECODE:
+        return
+    for message in messages:
+        if isinstance(message, rpc_messages.Failure):
+            assert isinstance(failures.to_error(message, "peer"), LatticaError)
+            str(failures.to_error(message, "peer"))
+
+
+def signed(data: bytes) -> None:
+    """Envelopes and what is read from them."""
+    try:
+        envelope = wire.decode(data, Signed)
+    except DECODE:
+        return
+    for domain, kind in ((grants.DOMAIN, grants.Grant), (DOMAIN, Record)):
+        try:
+            envelope.open(domain, kind)
+        except SignatureError:
+            pass
+
+
+def membership(data: bytes) -> None:
+    """A chain of grants."""
+    try:
+        chain = wire.decode(data, grants.Membership)
+        grants.verify_chain(chain.chain, mesh=chain.mesh, subject=ONE.peer_id, now=1000.0)
+    except (*DECODE, GrantError):
+        pass
+
+
+def grant_in_a_chain(data: bytes) -> None:
+    """A grant that says anything, well signed by a member."""
+    step = _signed_by_one(grants.DOMAIN, data)
+    try:
+        grants.verify_chain((step,), mesh=ONE.peer_id, subject=OTHER.peer_id, now=1000.0)
+    except GrantError:
+        pass
+
+
+def ticket(data: bytes) -> None:
+    """A ticket's text, and a ticket whose text has the right form."""
+    for text in (data.decode(errors="replace"), _ticket_of(data)):
+        try:
+            tickets.parse(text).redeem(ONE.peer_id, now=1000.0)
+        except (LatticaError, SignatureError):
+            pass
+
+
+def dht_replies(data: bytes) -> None:
+    """What another peer answers to a look-up."""
+    config, counters = DhtConfig(), Counter[str]()
+    merge = Merge(bytes(20), "peer", Verifier(Kinds(), config), config, counters)
+    merge.add_encoded(data, now=1000.0)
+    clean_addresses(data.decode(errors="replace").split("\n"))
+
+
+def dht_record(data: bytes) -> None:
+    """A record that says anything, well signed by its author."""
+    try:
+        Verifier(Kinds(), DhtConfig()).open(_signed_by_one(DOMAIN, data), now=1000.0)
+    except RecordError:
+        pass
+
+
+def store_update(data: bytes) -> None:
+    """An update of a document, before pycrdt sees it."""
+    try:
+        facts = read_update(data)
+    except DocumentError:
+        return
+    assert facts.end >= facts.start
+
+
+def store_value(data: bytes) -> None:
+    """A value of a document has one form only."""
+    try:
+        assert encode_value(decode_value(data)) == data
+    except DocumentError:
+        pass
+
+
+def store_manifest(data: bytes) -> None:
+    """A manifest of files, as a provider sends it."""
+    try:
+        found = decode_manifest(data)
+    except StoreError:
+        return
+    assert isinstance(found, Manifest)
+    for file in found.files:
+        assert not file.path.startswith("/")
+        assert ".." not in file.path.split("/")
+
+
+def store_exchange(data: bytes) -> None:
+    """What replicas tell each other."""
+    for kind in (store_messages.Exchange, store_messages.Update):
+        try:
+            wire.decode(data, kind)
+        except DECODE:
+            pass
+
+
+@functools.cache
+def _sessions() -> SessionFuzz:
+    logging.getLogger("lattica").setLevel(logging.CRITICAL)
+    return SessionFuzz()
+
+
+def session_of_a_caller(data: bytes) -> None:
+    """All that a caller may send: control, headers, bodies; the serving end plays on."""
+    _sessions().serve(data)
+
+
+def session_of_a_server(data: bytes) -> None:
+    """All that a server may answer: results, failures, bodies, items."""
+    _sessions().call(data)
+
+
+def _signed_by_one(domain: str, payload: bytes) -> Signed:
+    """`Signed.seal` for a payload that is not the encoding of anything."""
+    tag = domain.encode()
+    message = b"lattica-signed-v1\x00" + len(tag).to_bytes(2, "big") + tag + payload
+    return Signed(ONE.peer_id, domain, payload, ONE.sign_bytes(message))
+
+
+def _ticket_of(data: bytes) -> str:
+    body = base64.urlsafe_b64encode(data).decode().rstrip("=")
+    checksum = hashlib.blake2s(body.encode(), digest_size=4, person=b"ticket").hexdigest()
+    return f"{tickets.PREFIX}{body}.{checksum}"
+
+
+TARGETS: dict[str, Target] = {
+    target.__name__: target
+    for target in (
+        link_header,
+        beats_and_tokens,
+        path_probes,
+        proof,
+        close_reasons,
+        frames,
+        control_messages,
+        session_of_a_caller,
+        session_of_a_server,
+        signed,
+        membership,
+        grant_in_a_chain,
+        ticket,
+        dht_replies,
+        dht_record,
+        store_update,
+        store_value,
+        store_manifest,
+        store_exchange,
+    )
+}
