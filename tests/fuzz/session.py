@@ -95,6 +95,9 @@ class ScriptedLinks:
     def find(self, peer: PeerId) -> Link | None:
         return self.link
 
+    def retire(self, reason: str) -> None:
+        """Nobody dials here."""
+
 
 def steps(data: bytes) -> Iterable[tuple[int, bytes, bool]]:
     """A script as streams, what arrives on them, and whether they end. Any bytes are one."""
