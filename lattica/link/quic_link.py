@@ -72,6 +72,7 @@ class QuicLink:
         self._early = EarlyEvents()
         self._outbox = Outbox()
         self._before_flush: Callable[[], None] | None = None
+        self._is_flushing = False  # what is written now leaves without another turn
         self._refusals = 0
         self.phase = Phase.HANDSHAKE
         self._started = self._born = now
@@ -150,7 +151,8 @@ class QuicLink:
             self._check_open()
         chunk = data if lent or type(data) is bytes else bytes(data)
         self._outbox.write(stream_id, chunk, end=end)
-        self._owner.link_dirty(self)
+        if not self._is_flushing:
+            self._owner.link_dirty(self)
 
     def before_flush(self, write: Callable[[], None]) -> None:
         self._before_flush = write
@@ -243,7 +245,11 @@ class QuicLink:
             return
         if self._before_flush is not None:
             write, self._before_flush = self._before_flush, None
+            self._is_flushing = True
             self._handle(lambda _: write())
+            self._is_flushing = False
+            if self.error is not None:
+                return
         engine, outbox = self._engine, self._outbox
         outbox.push_control(engine)
         burst = 0
