@@ -44,7 +44,7 @@ class RpcConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_running: int = 16_384  # calls that run here at a time, of all peers together,
     max_running_per_peer: int = 8_192  # of one peer,
     max_concurrency: int = 16_384  # and of one method that does not say
-    max_queue: int = 4_096  # calls that wait for a place, for one method that does not say
+    max_queue: int = 8_192  # calls that wait for a place, for one method that does not say
     max_queue_bytes: int = 64 * MIB  # of their arguments, for each method
     max_threads: int = 32  # calls of methods that run in threads
     max_processes: int = 0  # calls of methods that run in processes; 0: as many as CPUs

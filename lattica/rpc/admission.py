@@ -13,7 +13,7 @@ its share is not refused because of who asks for more.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
 E = TypeVar("E")
@@ -145,11 +145,17 @@ class Admission(Limit, Generic[E]):
             self.running >= self.limit
             or gate.running >= gate.limit
             or share.running >= share.limit
-            or share in gate.waiting
+            or (gate.queued and share in gate.waiting)
             or (pool is not None and pool.running >= pool.limit)
         ):
             return False
-        self._take(gate, share)
+        # As in `_take`: this is on the way of every call.
+        self.running += 1
+        gate.running += 1
+        share.running += 1
+        if pool is not None:
+            pool.running += 1
+        self._turn = share.turn = self._turn + 1
         return True
 
     def wait(self, gate: Gate[E], share: Share, entry: E, nbytes: int, now: float) -> list[E]:
@@ -182,23 +188,23 @@ class Admission(Limit, Generic[E]):
             del self._waiting[gate]
         return removed
 
-    def leave(self, gate: Gate[E], share: Share, seconds: float, now: float) -> list[E]:
+    def leave(self, gate: Gate[E], share: Share, seconds: float, now: float) -> Sequence[E]:
         """A call that ran for `seconds` is over; the result are those that start instead."""
-        pool = gate.pool
-        others = (
-            self.running >= self.limit
-            or share.running >= share.limit
-            or (pool is not None and pool.running >= pool.limit)
-        )
         self.running -= 1
         gate.running -= 1
         share.running -= 1
-        if pool is not None:
+        if (pool := gate.pool) is not None:
             pool.running -= 1
-        gate.seconds += (seconds - gate.seconds) * (WEIGHT if gate.seconds else 1.0)
+        mean = gate.seconds
+        gate.seconds = mean + (seconds - mean) * WEIGHT if mean else seconds
         if not self._waiting:
-            return []
+            return ()
         # Where only the method's limit was reached, only its queue can go on.
+        others = (
+            self.running + 1 >= self.limit
+            or share.running + 1 >= share.limit
+            or (pool is not None and pool.running + 1 >= pool.limit)
+        )
         return self._start(tuple(self._waiting) if others else (gate,), now)
 
     def is_hopeless(self, gate: Gate[E], share: Share) -> bool:
@@ -223,8 +229,7 @@ class Admission(Limit, Generic[E]):
         share.running += 1
         if gate.pool is not None:
             gate.pool.running += 1
-        self._turn += 1
-        share.turn = self._turn
+        self._turn = share.turn = self._turn + 1
 
     def _start(self, gates: Iterable[Gate[E]], now: float) -> list[E]:
         started: list[E] = []

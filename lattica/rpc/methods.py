@@ -91,7 +91,8 @@ def method(
     keeps its place until it returns, also when its caller has gone. With
     `run_in="process"` it is a plain function that may compute: a static method, or one whose
     object can be pickled and is copied for each call. Its process is killed and replaced
-    when the call is cancelled or past its deadline.
+    when the call is cancelled or past its deadline. Processes are spawned when they are first
+    needed, so a script that serves keeps what it does behind `if __name__ == "__main__"`.
 
     `idempotent` says that a call which may have run may be made again: callers that ask for
     retries then get one after a lost link too.

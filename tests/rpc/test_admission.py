@@ -234,8 +234,8 @@ def test_one_peers_limit_leaves_places_to_others() -> None:
     assert admission.enter(one, another)
     assert not admission.enter(two, another), "all is full"
     assert admission.wait(two, another, 2, 0, 0.0) == []
-    assert admission.leave(two, other, 0.1, 0.0) == [1], "the peer served less recently"
-    assert admission.leave(one, another, 0.1, 0.0) == [2]
+    assert list(admission.leave(two, other, 0.1, 0.0)) == [1], "the peer served less recently"
+    assert list(admission.leave(one, another, 0.1, 0.0)) == [2]
 
 
 def test_a_full_pool_holds_back_only_its_own_methods() -> None:
@@ -246,7 +246,7 @@ def test_a_full_pool_holds_back_only_its_own_methods() -> None:
     assert not admission.enter(second, peer)
     assert admission.wait(second, peer, 1, 0, 0.0) == []
     assert admission.enter(gate(1), peer)
-    assert admission.leave(first, peer, 0.1, 0.0) == [1]
+    assert list(admission.leave(first, peer, 0.1, 0.0)) == [1]
 
 
 @pytest.mark.parametrize(("queued", "seconds"), [(1, 0.25), (8, 2.0), (1000, LONGEST)])

@@ -47,6 +47,11 @@ class Slow:
         await self._work(seconds)
         return "done"
 
+    @method(scope=None, max_concurrency=3, max_queue=30)
+    async def open(self, seconds: float) -> str:
+        await self._work(seconds)
+        return "done"
+
     @method(max_concurrency=1, max_queue=0)
     async def alone(self) -> None:
         await self.release.wait()
@@ -146,6 +151,31 @@ async def test_a_flood_from_one_peer_delays_another_by_one_service_time(
     )
     # One of the flood lost its place to the call of `b`, whose queue was full.
     assert outcomes == {"str": 101, "BusyError": 199}
+    assert idle(mesh)
+
+
+async def test_a_flood_of_two_peers_leaves_the_third_its_part(mesh: Mesh, slow: Slow) -> None:
+    stop = asyncio.Event()
+
+    async def flood(rpc: Rpc) -> None:
+        while not stop.is_set():
+            try:
+                await stub_of(rpc, mesh).open(SERVICE_TIME)
+            except BusyError:
+                await asyncio.sleep(0.05)
+
+    floods = [asyncio.create_task(flood(rpc)) for rpc in [mesh.stranger, mesh.a] * 40]
+    await asyncio.sleep(1.0)
+    waits = []
+    for _ in range(20):
+        start = now()
+        assert await stub_of(mesh.b, mesh).open(0.0) == "done", "never refused"
+        waits.append(now() - start)
+    assert max(waits) <= SERVICE_TIME + 0.01
+    stop.set()
+    await asyncio.gather(*floods)
+    served = Counter(slow.order)
+    assert 0.8 < served["stranger"] / served["a"] < 1.25
     assert idle(mesh)
 
 
