@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 import msgspec
 
 from bench.services import NAME, Service
 from bench.targets import ENGINES
 from lattica.config import LinkConfig
+from lattica.errors import EngineError
 from lattica.identity.grants import MEMBER, Membership, issue
 from lattica.identity.keys import Identity, PeerId
 from lattica.link.endpoint import Endpoint
+from lattica.link.engines import choose
 from lattica.path.udp import UdpPath
 from lattica.rpc import Rpc
 
 YEAR = 365 * 86_400.0
-TIMEOUT = 20.0  # seconds for a call; slow machines are slow
+TIMEOUT = 20.0  # seconds for a call
 KINDS = ("auto", "1452", "tcp")  # how a link's packets go
 
 
@@ -45,16 +45,17 @@ def engines(wanted: str) -> list[str]:
     """The engines to measure: `both` is those that are installed.
 
     Raises:
-        SystemExit: the one asked for is not installed.
+        EngineError: the one asked for is not installed.
     """
-    found = ["aioquic"]
-    if "engine" in LinkConfig.__struct_fields__ and importlib.util.find_spec("qh3") is not None:
-        found.append("qh3")
-    if wanted == "both":
-        return found
-    if wanted not in found:
-        raise SystemExit(f"the engine {wanted} is not installed; pip install 'lattica-mesh[fast]'")
-    return [wanted]
+    if wanted != "both":
+        choose(wanted)
+        return [wanted]
+    found = []
+    for engine in ENGINES:
+        with contextlib.suppress(EngineError):
+            choose(engine)
+            found.append(engine)
+    return found
 
 
 def obstacle(kind: str) -> str:
@@ -68,12 +69,16 @@ def link_config(engine: str, kind: str = "auto") -> LinkConfig:
     """The configuration of both ends of a measured link."""
     assert engine in ENGINES
     assert kind in KINDS
-    chosen: dict[str, Any] = {}
-    if "engine" in LinkConfig.__struct_fields__:
-        chosen["engine"] = engine
+    config = LinkConfig(
+        engine=engine,
+        connect_timeout=20.0,  # slow machines are slow
+        handshake_timeout=20.0,
+        handshake_rate=1000.0,  # all dials here come from one source
+        handshake_burst=2000.0,
+    )
     if kind == "1452":
-        chosen["max_datagram"] = 1452
-    return LinkConfig(**chosen)
+        config = msgspec.structs.replace(config, max_datagram=1452)
+    return config
 
 
 def membership(authority: Identity, peer: PeerId) -> Membership:

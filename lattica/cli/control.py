@@ -1,4 +1,4 @@
-"""How `lattica status`, `peers` and `invite` ask the peer that runs on this machine.
+"""How commands such as `lattica status` or `ping` ask the peer that runs on this machine.
 
 A Unix socket in the peer's home, mode 0600: one JSON line asks, one JSON line answers.
 """
@@ -17,7 +17,7 @@ import anyio.abc
 import msgspec
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from lattica.cli.reports import InviteReport, PeerReport, StatusReport
+from lattica.cli.reports import InviteReport, PeerReport, PingReport, SpeedReport, StatusReport
 from lattica.errors import ControlError, LatticaError
 
 MAX_LINE = 1 << 20
@@ -30,8 +30,13 @@ T = TypeVar("T")
 class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One question."""
 
-    what: Literal["status", "peers", "invite"]
+    what: Literal["status", "peers", "invite", "ping", "measure"]
     valid_for: float = 0.0  # seconds, for `invite`
+    peer: str = ""  # for `ping` and `measure`: a name, an id, or the beginning of one
+    size: int = 0  # bytes of a ping
+    count: int = 1  # pings at once
+    figure: str = ""  # for `measure`
+    seconds: float = 0.0
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -41,7 +46,8 @@ class Answer(msgspec.Struct, frozen=True):
     error: str = ""
 
 
-Responder = Callable[[Ask], Awaitable[StatusReport | InviteReport | list[PeerReport]]]
+Report = StatusReport | InviteReport | list[PeerReport] | PingReport | SpeedReport
+Responder = Callable[[Ask], Awaitable[Report]]
 
 
 def socket_path(home: Path) -> Path:

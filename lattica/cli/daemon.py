@@ -14,6 +14,7 @@ import msgspec
 from lattica.cli import control
 from lattica.cli.options import add_peer, home_of, peer_options
 from lattica.cli.output import console, offers, print_json
+from lattica.cli.probing import Probing
 from lattica.cli.reports import InviteReport, PeerReport, StatusReport
 from lattica.errors import ControlError, HomeInUseError
 from lattica.identity.tickets import DAY
@@ -127,20 +128,23 @@ class Responder:
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
+        self._probing = Probing(peer)
         self._started = time.monotonic()
 
-    async def __call__(
-        self, question: control.Ask
-    ) -> StatusReport | InviteReport | list[PeerReport]:
+    async def __call__(self, question: control.Ask) -> control.Report:
         """Answer one question.
 
         Raises:
-            ControlError: this peer may not invite.
+            ControlError: this peer may not invite, or knows no such peer.
         """
         if question.what == "status":
             return await self._status()
         if question.what == "peers":
             return await self.peers()
+        if question.what == "ping":
+            return await self._probing.ping(question.peer, question.size, question.count)
+        if question.what == "measure":
+            return await self._probing.measure(question.peer, question.figure, question.seconds)
         return self._invite(question.valid_for)
 
     async def _status(self) -> StatusReport:

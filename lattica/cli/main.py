@@ -11,7 +11,7 @@ from types import ModuleType
 
 import anyio
 
-from lattica.cli import daemon, queries
+from lattica.cli import daemon, measure, queries
 from lattica.errors import LatticaError
 
 COMMANDS = {
@@ -20,6 +20,8 @@ COMMANDS = {
     "invite": ("print a ticket for another machine", queries.register_invite),
     "status": ("this machine's peer", queries.register_status),
     "peers": ("the peers of the mesh", queries.register_peers),
+    "ping": ("how long small messages to a peer take", measure.register_ping),
+    "bench": ("how fast the link to a peer is, and what limits it", measure.register_bench),
 }
 # `serving` stands above lattica, so it is named here and not imported.
 SERVING = {

@@ -48,3 +48,44 @@ class InviteReport(msgspec.Struct, frozen=True, kw_only=True):
     ticket: str
     expires: float  # seconds since the Unix epoch
     addresses: list[str]
+
+
+class ReplyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One ping: its time, or why there is none."""
+
+    ms: float | None
+    error: str = ""
+
+
+class LinkReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The link to one peer at one moment."""
+
+    name: str
+    peer: str
+    path: str
+    engine: str
+    rtt_ms: float
+    rtt_min_ms: float
+    datagram: int  # bytes
+    window: int  # bytes
+    packets_out: int
+    packets_lost: int
+
+
+class PingReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The answers to some pings sent at once."""
+
+    replies: list[ReplyReport]
+    link: LinkReport | None  # None: it could not be made
+
+
+class SpeedReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One figure of a link, and what was seen while it was taken."""
+
+    value: float
+    unit: str
+    seconds: float
+    cpu: float  # share of one core that the measuring peer's process used
+    lost: int  # of our packets meanwhile
+    sent: int
+    link: LinkReport
