@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection
 from functools import partial
 
-from bench import grpc_peer, mesh
+from bench import grpc_peer
 from bench.loops import stream_rate
-from bench.rows import Measure, Row, row, unmeasured
+from bench.rows import Measure, Row, row
 from bench.run import Run
 
 PATHS = {"bulk_quic": "auto", "bulk_quic_1452": "1452", "bulk_tcp": "tcp"}
@@ -24,15 +24,7 @@ ITEM = 262_144
 
 async def rows(run: Run, wanted: Collection[str]) -> list[Row]:
     """The rows among `wanted`; the reference is taken once a round."""
-    skipped = [
-        unmeasured(measure, engine, reason)
-        for measure, path in PATHS.items()
-        if measure in wanted and (reason := mesh.obstacle(path))
-        for engine in run.engines
-    ]
-    paths = {m: path for m, path in PATHS.items() if m in wanted and not mesh.obstacle(path)}
-    if not paths:
-        return skipped
+    paths = {measure: path for measure, path in PATHS.items() if measure in wanted}
     contestants: dict[tuple[str, str], Measure] = {}
     for measure, path in paths.items():
         for engine, client in zip(run.engines, await run.clients(path), strict=True):
@@ -47,7 +39,7 @@ async def rows(run: Run, wanted: Collection[str]) -> list[Row]:
     return [
         row(measure, engine, value, "MB/s", reference=reference, against=grpc_peer.NAME)
         for (measure, engine), value in found.items()
-    ] + skipped
+    ]
 
 
 async def megabytes(open_stream: Callable[[], AsyncIterator[object]], seconds: float) -> float:

@@ -16,6 +16,8 @@ from lattica.identity.grants import MEMBER, Membership, issue
 from lattica.identity.keys import Identity, PeerId
 from lattica.link.endpoint import Endpoint
 from lattica.link.engines import choose
+from lattica.path.interface import Path
+from lattica.path.tcp import TcpPath
 from lattica.path.udp import UdpPath
 from lattica.rpc import Rpc
 
@@ -58,13 +60,6 @@ def engines(wanted: str) -> list[str]:
     return found
 
 
-def obstacle(kind: str) -> str:
-    """Why links of a kind cannot be made; empty if they can."""
-    if kind == "tcp":
-        return "there is no TCP path yet"
-    return ""
-
-
 def link_config(engine: str, kind: str = "auto") -> LinkConfig:
     """The configuration of both ends of a measured link."""
     assert engine in ENGINES
@@ -93,13 +88,19 @@ def membership(authority: Identity, peer: PeerId) -> Membership:
     return Membership(authority.peer_id, (grant,))
 
 
+def bind(kind: str, config: LinkConfig) -> Path:
+    """A new path of a kind on loopback, to dial from and to be dialled at."""
+    if kind == "tcp":
+        return TcpPath.bind("127.0.0.1:0")
+    return UdpPath.bind("127.0.0.1:0", socket_buffer=config.socket_buffer)
+
+
 @contextlib.asynccontextmanager
 async def member(
-    authority: Identity, config: LinkConfig, *, identity: Identity | None = None, name: str = ""
+    authority: Identity, config: LinkConfig, *, kind: str = "auto", name: str = ""
 ) -> AsyncIterator[tuple[Endpoint, Rpc]]:
     """A peer on a socket of its own."""
-    identity = identity or Identity.generate()
-    path = UdpPath.bind("127.0.0.1:0", socket_buffer=config.socket_buffer)
+    identity, path = Identity.generate(), bind(kind, config)
     shown = membership(authority, identity.peer_id)
     async with (
         Endpoint(identity, shown, path, name=name, config=config) as links,
@@ -110,9 +111,14 @@ async def member(
 
 @contextlib.asynccontextmanager
 async def client(
-    authority: Identity, where: Where, config: LinkConfig, *, addresses: Sequence[str] = ()
+    authority: Identity,
+    where: Where,
+    config: LinkConfig,
+    *,
+    kind: str = "auto",
+    addresses: Sequence[str] = (),
 ) -> AsyncIterator[Client]:
     """A peer that can call the one at `where`, by its own address or by `addresses`."""
-    async with member(authority, config, name="client") as (links, rpc):
+    async with member(authority, config, kind=kind, name="client") as (links, rpc):
         links.learn(where.peer, addresses or (where.address,))
         yield Client(links, rpc, where.peer)

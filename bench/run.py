@@ -71,7 +71,7 @@ class Run:
         if found is None:
             where, config = await self.where(engine, path), mesh.link_config(engine, path)
             enter = self._stack.enter_async_context
-            found = await enter(mesh.client(self.authority, where, config))
+            found = await enter(mesh.client(self.authority, where, config, kind=path))
             self._clients[engine, path] = found
         return found
 

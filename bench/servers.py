@@ -34,7 +34,7 @@ class FloorWhere(msgspec.Struct, frozen=True):
 async def _lattica(args: argparse.Namespace) -> AsyncIterator[Where]:
     authority = Identity(bytes.fromhex(args.authority))
     config = link_config(args.engine, args.path)
-    async with member(authority, config, name="server") as (links, rpc):
+    async with member(authority, config, kind=args.path, name="server") as (links, rpc):
         rpc.register(NAME, Service())
         yield Where(rpc.local, links.addresses[0])
 
