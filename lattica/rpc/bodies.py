@@ -80,6 +80,7 @@ class BodyReceiver:
         self._data = bytearray()
         self._granted = channel.window
         self._ended = False
+        self._is_taken = False
         self._cut = False
         self._early = 0
 
@@ -124,7 +125,7 @@ class BodyReceiver:
         if arrived > self._total or (self._ended and arrived != self._total):
             raise FrameError(f"a body of {arrived} bytes instead of {self._total}")
         if self._ended:
-            self._channel.send(m.Taken(self._stream))
+            self._take()
             self._channel.release(self)
             done("")
         elif self._granted < self._total and self._channel.admit(self):
@@ -153,9 +154,18 @@ class BodyReceiver:
         self._channel.count_early(-self._early)
         self._early = 0
         self._channel.release(self)
-        if self._stream >= 0 and not self._ended:
-            self._channel.close_sink(self._stream, code)
+        if self._stream >= 0:
+            if self._ended:
+                self._take()
+            else:
+                self._channel.close_sink(self._stream, code)
         self._data = bytearray()
+
+    def _take(self) -> None:
+        """Tell the sender that its place is free."""
+        if not self._is_taken:
+            self._is_taken = True
+            self._channel.send(m.Taken(self._stream))
 
     def views(self) -> list[memoryview]:
         """The buffers, without a copy."""

@@ -59,6 +59,7 @@ class Channel:
         self._opening: dict[int, FrameReader] = {}
         self._sources: dict[int, Source] = {}
         self._bodies: deque[Body] = deque()  # wait for a place
+        self.waiting_bytes = 0  # of these bodies
         self._sending: dict[int, int] = {}  # streams of bodies and the bytes they may queue
         self._sending_bytes = 0
         self._receiving: dict[Receiver, None] = {}
@@ -194,6 +195,7 @@ class Channel:
     def start_body(self, body: Body) -> None:
         """Start `body` when there is room: what waits in the link's queue is bounded."""
         self._bodies.append(body)
+        self.waiting_bytes += body.nbytes
         self._start_bodies()
 
     def _free(self, stream: int) -> None:
@@ -207,9 +209,16 @@ class Channel:
             if self._sending and self._sending_bytes + cost > SENDING:
                 return
             self._bodies.popleft()
-            if not body.is_over:
-                self._sending[body.start()] = cost
-                self._sending_bytes += cost
+            self.waiting_bytes -= body.nbytes
+            if body.is_over:
+                continue
+            try:
+                stream = body.start()
+            except LinkLostError as error:  # closed in this turn of the loop
+                self.link_lost(error)
+                return
+            self._sending[stream] = cost
+            self._sending_bytes += cost
 
     # ---------------------------------------------------------- data, receiving
 
@@ -261,7 +270,7 @@ class Channel:
                 self._control_data(data, end)
             elif (sink := self._sinks.get(stream_id)) is not None:
                 if end:
-                    del self._sinks[stream_id]
+                    self._end_sink(stream_id, sink)
                 sink.feed(data, end)
             else:
                 self._new_data(stream_id, data, end)
@@ -301,7 +310,10 @@ class Channel:
             if (source := self._sources.get(message.stream)) is not None:
                 source.grant(message.limit)
         elif isinstance(message, m.Taken):
-            self.close_source(message.stream)
+            if (source := self._sources.get(message.stream)) is not None:
+                if not source.is_written:
+                    raise FrameError("what has not been sent cannot be taken")
+                self.close_source(message.stream)
         elif isinstance(message, m.Ack):
             if not self._acked <= message.received <= self._sent:
                 raise FrameError("an acknowledgement of what was not sent")
@@ -356,9 +368,16 @@ class Channel:
         if self._sinks.get(stream_id) is _DISCARD:
             self._sinks[stream_id] = sink
         if end:
-            del self._sinks[stream_id]
+            self._end_sink(stream_id, sink)
         if first[1] or end:
             sink.feed(first[1], end)
+
+    def _end_sink(self, stream: int, sink: Sink) -> None:
+        del self._sinks[stream]
+        if sink is _DISCARD:
+            # It came whole before its sender could be stopped: else its place there, and
+            # sooner or later every place, would stay taken.
+            self.send(m.Taken(stream))
 
     def stream_reset(self, stream_id: int, code: int) -> None:
         """See `LinkHandler`."""
@@ -395,6 +414,7 @@ class Channel:
         self._opening.clear()
         self._sources.clear()
         self._bodies.clear()
+        self.waiting_bytes = 0
         self._receiving.clear()
         self._delayed.clear()
         self._wake()

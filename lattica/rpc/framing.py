@@ -70,11 +70,12 @@ class FrameReader:
     Never holds more than one incomplete frame.
     """
 
-    __slots__ = ("_limit", "_rest")
+    __slots__ = ("_limit", "_need", "_rest")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._rest = b""
+        self._rest = bytearray()
+        self._need = 0  # bytes of `_rest` before it is worth a look: frames may come byte by byte
 
     @property
     def pending(self) -> int:
@@ -88,17 +89,22 @@ class FrameReader:
             FrameError: a length is zero or above the limit. Nothing is allocated for it.
         """
         if self._rest:
-            data = self._rest + data
+            if (joined := self._joined(data)) is None:
+                return []
+            data = joined
         frames: list[bytes] = []
-        at, end = 0, len(data)
+        at, end, need = 0, len(data), PREFIX
         while end - at >= PREFIX:
             size = self._size(data, at)
             start = at + PREFIX
             if end - start < size:
+                need = PREFIX + size
                 break
             at = start + size
             frames.append(data[start:at])
-        self._rest = data[at:]
+        if at < end:
+            self._rest += memoryview(data)[at:]
+            self._need = need
         return frames
 
     def feed_one(self, data: bytes) -> tuple[bytes, bytes] | None:
@@ -108,14 +114,25 @@ class FrameReader:
             FrameError: see `feed`.
         """
         if self._rest:
-            data = self._rest + data
+            if (joined := self._joined(data)) is None:
+                return None
+            data = joined
+        need = PREFIX
         if len(data) >= PREFIX:
-            stop = PREFIX + self._size(data, 0)
-            if len(data) >= stop:
-                self._rest = b""
-                return data[PREFIX:stop], data[stop:]
-        self._rest = data
+            need += self._size(data, 0)
+            if len(data) >= need:
+                return data[PREFIX:need], data[need:]
+        self._rest += data
+        self._need = need
         return None
+
+    def _joined(self, data: bytes) -> bytes | None:
+        """What was kept and `data`; None if that is still not enough."""
+        self._rest += data
+        if len(self._rest) < self._need:
+            return None
+        whole, self._rest = bytes(self._rest), bytearray()
+        return whole
 
     def _size(self, data: bytes, at: int) -> int:
         size = int.from_bytes(data[at : at + PREFIX], "big")

@@ -23,6 +23,8 @@ class Sink(Protocol):
 class Source(Protocol):
     """Sends one data stream."""
 
+    is_written: bool  # all of it went to the link
+
     def grant(self, limit: int) -> None:
         """The receiver allows `limit` bytes in all."""
         ...

@@ -17,6 +17,7 @@ from lattica.rpc.framing import FrameReader, frame
 
 YIELD_EVERY = 32 * 1024  # bytes after which a producer that never waits lets others run
 ITEM_COST = 128  # bytes that an item counts for besides its own: it takes time however small
+PIECE = 4 * 1024  # bytes looked through at a time
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(m.StreamFrame).decode
 
@@ -27,6 +28,8 @@ class Stopped(Exception):  # noqa: N818 - a signal within this package, not an e
 
 class ItemWriter:
     """Sends items; small ones of one turn of the loop share a write."""
+
+    is_written = False  # it is a channel's source only until then
 
     def __init__(self, channel: Channel, call: int) -> None:
         self._channel = channel
@@ -164,8 +167,16 @@ class ItemReader:
             raise FrameError("more bytes than the credit given")
         if self.outcome is not None and (data or not end):
             raise FrameError("bytes after the end of an item stream")
-        while data:
-            data = self._buffers(data) if self._missing else self._frame(data)
+        # What follows an item is copied: in pieces, or a large chunk of small items would
+        # cost the square of its length.
+        for at in range(0, len(data), PIECE):
+            if self._stream < 0:
+                break  # given up
+            if self.outcome is not None:
+                raise FrameError("bytes after the end of an item stream")
+            piece = data[at : at + PIECE]
+            while piece:
+                piece = self._buffers(piece) if self._missing else self._frame(piece)
         if end:
             self._stream = -1
             if self.outcome is None:
@@ -224,6 +235,7 @@ class ItemReader:
         """End with `error`, after the items that have arrived whole."""
         if self.outcome is None:
             self.outcome = error
+            self._stop()  # what is on its way is nobody's any more
             self._notify()
 
     def abandon(self) -> None:

@@ -32,6 +32,8 @@ from lattica.rpc.sweep import Sweep
 STRANGER_BODY = 16 * MIB  # what a peer without scopes may send beside a call,
 STRANGER_HELD = 64 * MIB  # beside all its calls in flight,
 STRANGER_CALLS = 1024  # and how many those may be
+MEMBER_RESULTS = 256 * MIB  # results that wait to be taken, before a peer may ask for more,
+STRANGER_RESULTS = 64 * MIB  # and those of a peer without scopes
 RETRY_AFTER = 0.1  # seconds: one peer has too much in flight, and knows best for how long
 
 
@@ -177,6 +179,8 @@ class Serving:
         calls = config.max_calls_per_peer
         if len(self._calls) >= (calls if member else min(calls, STRANGER_CALLS)):
             raise self._busy(f"{len(self._calls)} calls of {remote.peer.short} are in flight")
+        if self._channel.waiting_bytes > (MEMBER_RESULTS if member else STRANGER_RESULTS):
+            raise self._busy(f"{remote.peer.short} takes its results too slowly")
         if handler.spec.is_stream and not self._channel.has_place_for_items:
             raise self._busy(f"no more streams to {remote.peer.short} for now")
         held = limit = config.max_body

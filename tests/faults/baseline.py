@@ -27,7 +27,7 @@ def _of_session(session: Session) -> dict[str, int]:
     held = {
         "calls": len(session.calls),
         "served": len(serving),
-        "arguments": serving._held,
+        "arguments": serving.held,
         "early bodies": len(serving._early),
         "early bytes": channel._early,
         "sources": len(channel._sources),

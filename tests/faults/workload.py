@@ -68,6 +68,13 @@ class Ledger:
             self.running -= 1
 
     @method()
+    async def drip(self, call: int, items: int, pause: float) -> AsyncIterator[int]:
+        self.ran[call] += 1
+        for item in range(items):
+            yield item
+            await asyncio.sleep(pause)
+
+    @method()
     async def parts(self, call: int, items: int, size: int) -> AsyncIterator[Buffer]:
         self.ran[call] += 1
         for item in range(items):
