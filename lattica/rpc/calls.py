@@ -240,6 +240,8 @@ class Calls:
         if isinstance(header, m.Items):
             if pending.items is None:
                 raise FrameError("items for a call that returns one value")
+            if pending.items.outcome is not None:
+                return None  # its deadline has passed in this turn of the loop
             pending.items.attach(stream)
             return pending.items
         if pending.items is not None:
