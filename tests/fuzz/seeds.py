@@ -52,6 +52,7 @@ def seeds() -> dict[str, list[bytes]]:
         "proof": [_hello(role) for role in Role],
         "close_reasons": [b"\0\1because", b"\0\2" + "é".encode()],
         "frames": [frame(b"one") + frame(b"two"), b"\0\0\0\x64" + bytes(100)],
+        "tcp_frames": [b"\0\3one\0\3two", b"\x40\0" + bytes(300)],
         "control_messages": [pack([message]) for message in _control()] + [pack(_control())],
         "session_of_a_caller": _caller(),
         "session_of_a_server": _server(),

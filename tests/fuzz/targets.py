@@ -13,6 +13,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
@@ -35,6 +36,7 @@ from lattica.identity.keys import Identity
 from lattica.identity.signed import Signed
 from lattica.link import beat, header, refusals, retry
 from lattica.link.proof import Proof, Role
+from lattica.path import tcp_frames as tcp
 from lattica.path.interface import PROBE, PROBE_REPLY
 from lattica.path.probes import ProbeKeys, Prober
 from lattica.rpc import failures
@@ -108,13 +110,25 @@ def close_reasons(data: bytes) -> None:
 
 def frames(data: bytes) -> None:
     """Any chunking of a stream gives the same frames, or the same error."""
+    _any_chunking(lambda: FrameReader(100), data)
 
+
+def tcp_frames(data: bytes) -> None:
+    """The same of datagrams in a TCP connection."""
+    _any_chunking(tcp.FrameReader, data)
+
+
+class _Reads(Protocol):
+    def feed(self, data: bytes) -> list[bytes]: ...
+
+
+def _any_chunking(make: Callable[[], _Reads], data: bytes) -> None:
     def read(chunks: list[bytes]) -> tuple[list[bytes], bool]:
-        reader, got = FrameReader(100), list[bytes]()
+        reader, got = make(), list[bytes]()
         try:
             for chunk in chunks:
                 got += map(bytes, reader.feed(chunk))
-        except FrameError:
+        except (FrameError, tcp.FrameError):
             return got, False
         return got, True
 
@@ -270,6 +284,7 @@ TARGETS: dict[str, Target] = {
         proof,
         close_reasons,
         frames,
+        tcp_frames,
         control_messages,
         session_of_a_caller,
         session_of_a_server,
