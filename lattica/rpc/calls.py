@@ -7,8 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from lattica.errors import (
     BadArgumentsError,
     BadResultError,
@@ -26,9 +24,10 @@ from lattica.rpc.codec import DECODE_ERRORS, ENCODE_ERRORS
 from lattica.rpc.context import trace_id
 from lattica.rpc.failures import to_error
 from lattica.rpc.interface import Sink
-from lattica.rpc.items import Arrived, ItemReader
+from lattica.rpc.items import ItemReader
 from lattica.rpc.methods import MethodSpec
 from lattica.rpc.sweep import Sweep
+from lattica.rpc.uploads import Upload
 
 
 class Pending:
@@ -59,8 +58,10 @@ class Pending:
 class Calls:
     """Sends calls over a channel and settles them."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, tasks: asyncio.TaskGroup) -> None:
+        """`tasks` owns what sends the items of callers."""
         self._channel = channel
+        self._tasks = tasks
         self._encoder = channel.encoder
         self._loop = asyncio.get_running_loop()
         self._sweep = Sweep(self._expire)
@@ -99,16 +100,50 @@ class Calls:
         self._close(pending, settled=type(outcome) is m.Failure)
         raise self._error(outcome, method)
 
-    async def start_stream(
-        self, service: str, method: MethodSpec, arguments: Any, deadline: float
-    ) -> OpenStream:
-        """Start a call whose items are then read from the result."""
+    async def upload(
+        self, service: str, method: MethodSpec, arguments: Any, source: Any, deadline: float
+    ) -> Any:
+        """Run a call that sends the items of `source` and returns one value.
+
+        Raises:
+            RpcError: see `lattica.errors`. What `source` raises is raised as it is.
+        """
         if self._channel.is_full:
             await self._room(deadline)
         left = deadline - self._loop.time()
         pending = self._start(service, method, arguments, deadline, left)
-        pending.items = ItemReader(self._channel)
-        return OpenStream(self, method, pending)
+        upload = self._upload(pending, method, source)
+        settled = False
+        try:
+            outcome = await pending.future  # bounded: see `_expire`
+            settled = type(outcome) is m.Result or type(outcome) is m.Failure
+        finally:
+            self._close(pending, settled)
+            await upload.close()
+        if upload.error is not None:
+            raise upload.error
+        if type(outcome) is m.Result:
+            return self._decode(method, outcome, pending.body)
+        raise self._error(outcome, method)
+
+    def _upload(self, pending: Pending, method: MethodSpec, source: Any) -> Upload:
+        assert method.upload_items is not None
+        items = method.upload_items
+        upload = Upload(self._channel, self._encoder, pending.call, items, source)
+        upload.start(self._tasks)
+        return upload
+
+    async def start_stream(
+        self, service: str, method: MethodSpec, arguments: Any, deadline: float, source: Any = None
+    ) -> OpenStream:
+        """Start a call whose items are then read from the result; `source` makes those to send."""
+        if self._channel.is_full:
+            await self._room(deadline)
+        left = deadline - self._loop.time()
+        pending = self._start(service, method, arguments, deadline, left)
+        pending.items = ItemReader(self._channel, method.result_items)
+        upload = self._upload(pending, method, source) if method.upload is not None else None
+        return OpenStream(self, method, pending, upload)
 
     async def _room(self, deadline: float) -> None:
         try:
@@ -265,33 +300,36 @@ class Calls:
 class OpenStream:
     """The consumer's end of an item stream."""
 
-    def __init__(self, calls: Calls, method: MethodSpec, pending: Pending) -> None:
+    def __init__(
+        self, calls: Calls, method: MethodSpec, pending: Pending, upload: Upload | None
+    ) -> None:
+        assert pending.items is not None
         self._calls = calls
         self._method = method
         self._pending = pending
+        self._items = pending.items
+        self._upload = upload
         self.is_open = True
 
-    async def next(self) -> Any:
-        """The next item.
+    async def next(self) -> list[Any] | None:
+        """The next items, one or more; None: the generator ended well.
 
         Raises:
-            StopAsyncIteration: the generator ended well.
             RpcError: it did not.
         """
-        items = self._pending.items
-        assert items is not None
         if not self.is_open:
-            raise StopAsyncIteration
-        got = await items.next()
-        if isinstance(got, Arrived):
-            try:
-                return self._method.result_decoder.unpack(got.value, got.views, got.spilled)
-            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-                self.close()
-                raise BadResultError(f"{self._method.name}(): {error}") from None
+            return None
+        got = await self._items.next()
+        if type(got) is list:
+            return got
         self._finish(settled=isinstance(got, m.End | m.Failure))
+        if self._upload is not None:
+            await self._upload.close()
+            if self._upload.error is not None:
+                raise self._upload.error
         if isinstance(got, m.End):
-            raise StopAsyncIteration
+            return None
+        assert isinstance(got, m.Failure | LatticaError)
         raise self._calls._error(got, self._method)
 
     def close(self) -> None:
@@ -299,8 +337,15 @@ class OpenStream:
         if self.is_open:
             self._finish(settled=False)
 
+    async def aclose(self) -> None:
+        """The same, and wait until the caller's own iterator of items has cleaned up."""
+        self.close()
+        if self._upload is not None:
+            await self._upload.close()
+
     def _finish(self, *, settled: bool) -> None:
         self.is_open = False
         self._calls._close(self._pending, settled)
-        assert self._pending.items is not None
-        self._pending.items.abandon()
+        self._items.abandon()
+        if self._upload is not None:
+            self._upload.stop()

@@ -65,6 +65,7 @@ class Channel:
         self._receiving: dict[Receiver, None] = {}
         self._delayed: deque[Receiver] = deque()  # arriving bodies that wait for credit
         self._early = 0
+        self._placeless: deque[asyncio.Future[None]] = deque()  # item streams to be opened
         self.send(m.Hello(m.VERSION, self.window, config.max_streams_per_peer))
 
     # ---------------------------------------------------------------- control
@@ -188,6 +189,25 @@ class Channel:
         """The same for an item stream: slow ones must leave places to bodies."""
         return len(self._sources) - len(self._sending) < self._places - self._places // 4
 
+    async def place_for_items(self) -> None:
+        """Wait, first come first served, until an item stream may be sent or the link is gone."""
+        while not self.has_place_for_items and self.error is None:
+            waiter = self._loop.create_future()
+            self._placeless.append(waiter)
+            try:
+                await waiter  # bounded by the deadline of the call that the items are part of
+            except asyncio.CancelledError:
+                if waiter.done():
+                    self._give_place()
+                raise
+
+    def _give_place(self) -> None:
+        while self._placeless:
+            waiter = self._placeless.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
     @property
     def _places(self) -> int:
         return min(self.peer_streams, self.config.max_streams_per_peer)
@@ -201,6 +221,8 @@ class Channel:
     def _free(self, stream: int) -> None:
         self._sending_bytes -= self._sending.pop(stream, 0)
         self._start_bodies()
+        if self._placeless and self.has_place_for_items:
+            self._give_place()
 
     def _start_bodies(self) -> None:
         while self._bodies and self.has_place and self.error is None:
@@ -418,6 +440,8 @@ class Channel:
         self._receiving.clear()
         self._delayed.clear()
         self._wake()
+        while self._placeless:
+            self._give_place()
         self._events.lost(error)
 
     def _broken(self, error: FrameError) -> None:

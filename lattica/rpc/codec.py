@@ -45,7 +45,8 @@ class Encoder:
     def __init__(self, *, inline_limit: int, message_limit: int) -> None:
         """`message_limit`: a message above so many bytes goes to the data stream as well."""
         self._inline_limit = inline_limit
-        self._message_limit = message_limit
+        self.message_limit = message_limit
+        self._small = min(inline_limit, message_limit // 2)
         self._side: list[memoryview] = []
         self._room = 0
         encoder = msgspec.msgpack.Encoder(enc_hook=self._hook)
@@ -63,17 +64,29 @@ class Encoder:
         before = len(out)
         if self._side:
             self._side = []
-        self._room = self._message_limit // 2
+        self._room = self.message_limit // 2
         try:
             self._encode_into(message, out, -1)
         except BaseException:
             del out[before:]
             raise
         nbytes = len(out) - before
-        if self._side or nbytes > self._message_limit:
+        if self._side or nbytes > self.message_limit:
             del out[before:]
             return 0
         return nbytes
+
+    def small(self, value: Any) -> bytes | None:
+        """`value` encoded, if it is small; else None: `pack` it.
+
+        Raises:
+            ENCODE_ERRORS: it has no wire form.
+        """
+        if self._side:
+            self._side = []
+        self._room = self._small
+        data = self._encode(value)
+        return None if self._side or len(data) > self._small else data
 
     def pack(self, value: Any) -> Packed:
         """Encode `value`.
@@ -82,12 +95,12 @@ class Encoder:
             ENCODE_ERRORS: it has no wire form.
         """
         self._side = []  # what a value that failed to encode left behind
-        self._room = self._message_limit // 2
+        self._room = self.message_limit // 2
         data = self._encode(value)
         side = self._side
-        if not side and len(data) <= self._message_limit:
+        if not side and len(data) <= self.message_limit:
             return Packed(msgspec.Raw(data), (), False)
-        spilled = len(data) > self._message_limit
+        spilled = len(data) > self.message_limit
         if spilled:
             _check_spilled(len(data))
             side.insert(0, memoryview(data))
@@ -135,14 +148,14 @@ class Decoder:
 
     def _hook(self, kind: type[Any], value: Any) -> Any:
         if kind is Buffer:
+            if type(value) is bytes:
+                return Buffer(value)
             if type(value) is int:
                 # Each buffer once, in order: a message cannot multiply what was sent.
                 if value != self._used or value >= len(self._side):
                     raise ValueError("a buffer that was not sent")
                 self._used += 1
                 return Buffer(self._side[value])
-            if isinstance(value, bytes):
-                return Buffer(value)
             raise ValueError("a buffer is bytes")
         return wire.dec_hook(kind, value)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -12,12 +12,15 @@ from lattica.errors import BadResultError, FrameError, LatticaError, StreamTrunc
 from lattica.rpc import messages as m
 from lattica.rpc.bodies import check_credit
 from lattica.rpc.channel import Channel
-from lattica.rpc.codec import Packed
-from lattica.rpc.framing import FrameReader, frame
+from lattica.rpc.codec import DECODE_ERRORS, ENCODE_ERRORS, Encoder
+from lattica.rpc.framing import PREFIX, frame
+from lattica.rpc.itemtypes import Arrived, ItemType
+from lattica.rpc.regions import Region
 
 YIELD_EVERY = 32 * 1024  # bytes after which a producer that never waits lets others run
 ITEM_COST = 128  # bytes that an item counts for besides its own: it takes time however small
-PIECE = 4 * 1024  # bytes looked through at a time
+_BATCH = b"\x92\x03"  # a `Batch`: an array of its tag and the items
+_BATCH_HEADER = PREFIX + len(_BATCH) + 5  # bytes around a batch, at most
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(m.StreamFrame).decode
 
@@ -27,39 +30,82 @@ class Stopped(Exception):  # noqa: N818 - a signal within this package, not an e
 
 
 class ItemWriter:
-    """Sends items; small ones of one turn of the loop share a write."""
+    """Sends items; small ones of one turn of the loop share a frame and a write."""
 
-    is_written = False  # it is a channel's source only until then
-
-    def __init__(self, channel: Channel, call: int) -> None:
+    def __init__(self, channel: Channel, header: m.Items, encoder: Encoder, kind: ItemType) -> None:
         self._channel = channel
+        self._encoder = encoder
+        self._kind = kind
         self._loop = asyncio.get_running_loop()
         self._limit = channel.peer_window
         self._sent = 0
+        self._batch = bytearray()
+        self._count = 0
+        self._weight = 0  # of the batch: its bytes, and a cost for each item
+        self._due = 0  # the weight at which to drain
         self._since_yield = 0
+        self._large: Any = None  # an item that waits for `drain`
         self._out = bytearray()
         self._scheduled = False
         self._credit: asyncio.Future[None] | None = None
         self._closed = False
-        self._stream = channel.open_source(self, m.Items(call))
+        self._stream = channel.open_source(self, header)
+        self._set_due()
 
-    async def send(self, item: Packed) -> None:
-        """Send one item, waiting for credit as often as needed.
+    def put(self, value: Any) -> bool:
+        """Queue one item. True: `drain` must be awaited before the next.
+
+        Raises:
+            RpcError: it is not of the stream's type.
+        """
+        if type(value) is not self._kind.exact:
+            value = self._kind.check(value)
+        try:
+            data = self._encoder.small(value)
+            if data is None:
+                self._large = self._encoder.pack(value)
+                return True
+        except ENCODE_ERRORS as error:
+            raise self._kind.wrong(error) from None
+        self._batch += data
+        self._count += 1
+        self._weight += len(data) + ITEM_COST
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush_soon)
+        return self._weight >= self._due
+
+    async def drain(self) -> None:
+        """Send what was put, waiting for credit as often as needed.
 
         Raises:
             Stopped: the receiver or the link is gone.
         """
-        data = frame(_encode(m.Item(item.value, item.sizes, item.spilled)))
-        await self._put(memoryview(data))
-        for view in item.views:
-            await self._put(view)
-        self._since_yield += ITEM_COST
+        if self._count:
+            self._since_yield += ITEM_COST * self._count
+            await self._put(memoryview(self._seal()))
+        if self._large is not None:
+            item, self._large = self._large, None
+            self._since_yield += ITEM_COST
+            await self._put(
+                memoryview(frame(_encode(m.Item(item.value, item.sizes, item.spilled))))
+            )
+            for view in item.views:
+                await self._put(view)
+        if self._closed or self._channel.error is not None:
+            raise Stopped
         if self._since_yield >= YIELD_EVERY:
-            self._since_yield = 0
             await asyncio.sleep(0)
+            self._since_yield = 0
+        self._set_due()
 
     async def finish(self, last: m.End | m.Broken) -> None:
-        """Send the stream's last word."""
+        """Send the stream's last word.
+
+        Raises:
+            Stopped: the receiver or the link is gone.
+        """
+        await self.drain()
         await self._put(memoryview(frame(_encode(last))))
         self._scheduled = True
         self._closed = True
@@ -69,20 +115,42 @@ class ItemWriter:
     def abandon(self) -> None:
         """Give the stream up where it has not ended."""
         if not self._closed:
-            self._closed = True
-            self._out.clear()
+            self._close()
             self._channel.close_source(self._stream, reset=m.CANCELLED)
 
     def grant(self, limit: int) -> None:
         """See `Source`."""
         check_credit(limit, self._sent, self._channel.peer_window)
         self._limit = max(self._limit, limit)
+        self._set_due()
         self._wake()
 
     def stopped(self, code: int) -> None:
         """See `Source`."""
-        self._closed = True
+        self._close()
         self._wake()
+
+    def _close(self) -> None:
+        self._closed = True
+        self._due = 0  # the next `put` leads to `drain`, which tells
+        self._out.clear()
+        self._batch.clear()
+        self._count = 0
+
+    def _set_due(self) -> None:
+        if not self._closed:
+            room = self._limit - self._sent - _BATCH_HEADER
+            self._due = min(YIELD_EVERY, self._encoder.message_limit, room)
+
+    def _seal(self) -> bytes:
+        """The batch as a frame; the next one is begun."""
+        count, batch = self._count, self._batch
+        head = bytes((0x90 | count,)) if count < 16 else b"\xdd" + count.to_bytes(4, "big")
+        size = len(_BATCH) + len(head) + len(batch)
+        data = b"".join((size.to_bytes(PREFIX, "big"), _BATCH, head, batch))
+        self._batch = bytearray()
+        self._count = self._weight = 0
+        return data
 
     def _wake(self) -> None:
         if self._credit is not None and not self._credit.done():
@@ -107,7 +175,8 @@ class ItemWriter:
     def _write(self, part: memoryview) -> None:
         if part.nbytes >= YIELD_EVERY:
             self._flush()
-            self._channel.write(self._stream, part)
+            # A copy: the producer may use its buffer again before the turn's end.
+            self._channel.write(self._stream, bytes(part))
             return
         self._out += part
         if not self._scheduled:
@@ -115,9 +184,16 @@ class ItemWriter:
             self._loop.call_soon(self._flush_soon)
 
     def _flush_soon(self) -> None:
-        if not self._closed:
-            self._scheduled = False
-            self._flush()
+        if self._closed:
+            return
+        self._scheduled = False
+        if self._count:
+            data = self._seal()
+            self._sent += len(data)
+            self._out += data
+            self._since_yield = 0
+            self._set_due()
+        self._flush()
 
     def _flush(self) -> None:
         if self._out:
@@ -125,111 +201,157 @@ class ItemWriter:
             self._channel.write(self._stream, out)
 
 
-class Arrived(NamedTuple):
-    """One item as it came, and the bytes it took on the wire."""
-
-    value: msgspec.Raw
-    views: list[memoryview]
-    spilled: bool
-    nbytes: int
-
-
 class ItemReader:
     """Holds what has arrived, at most a window ahead of what was taken."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(
+        self, channel: Channel, kind: ItemType | None = None, *, is_early: bool = False
+    ) -> None:
+        """`is_early`: the call that the items belong to has not come yet; `begin` follows."""
+        self._kind = kind
+        self._is_early = is_early
         self._channel = channel
         self._window = channel.window
         self._loop = asyncio.get_running_loop()
         self._stream = -1
-        self._frames = FrameReader(channel.config.max_frame)
+        self._attached = False
+        self._rest = bytearray()  # the beginning of a frame
         self._ready: deque[Arrived] = deque()
         self._item: m.Item | None = None  # its buffers are arriving
         self._item_bytes = 0
-        self._body = bytearray()
-        self._missing = 0
-        self._arrived = self._taken = 0
+        self._region = Region(0)
+        self._arrived = self._taken = self._held = 0
         self._granted = self._window
         self._since_yield = 0
+        self._closed = False
         self._waiter: asyncio.Future[None] | None = None
         self.outcome: m.End | m.Failure | LatticaError | None = None
 
+    @property
+    def arrived(self) -> int:
+        """Bytes so far."""
+        return self._arrived
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing more is taken in."""
+        return self._closed
+
     def attach(self, stream: int) -> None:
         """The data stream has arrived."""
-        if self._stream >= 0:
+        if self._attached:
             raise FrameError("two item streams for one call")
+        self._attached = True
         self._stream = stream
+
+    def begin(self, kind: ItemType | None) -> None:
+        """The call has come, and says of which type the items are."""
+        self._kind = kind
+        self._not_early()
+
+    def _not_early(self) -> None:
+        if self._is_early:
+            self._is_early = False
+            self._channel.count_early(-self._arrived)
+
+    # ------------------------------------------------------------ from the link
 
     def feed(self, data: bytes, end: bool) -> None:
         """See `Sink`."""
+        if self._closed:
+            return
         self._arrived += len(data)
+        if self._is_early:
+            self._channel.count_early(len(data))
         if self._arrived > self._granted:
             raise FrameError("more bytes than the credit given")
         if self.outcome is not None and (data or not end):
             raise FrameError("bytes after the end of an item stream")
-        # What follows an item is copied: in pieces, or a large chunk of small items would
-        # cost the square of its length.
-        for at in range(0, len(data), PIECE):
-            if self._stream < 0:
-                break  # given up
-            if self.outcome is not None:
+        at, size = 0, len(data)
+        while at < size and not self._closed:
+            at = self._frame(data, at) if self._item is None else self._buffers(data, at)
+            if self.outcome is not None and at < size and not self._closed:
                 raise FrameError("bytes after the end of an item stream")
-            piece = data[at : at + PIECE]
-            while piece:
-                piece = self._buffers(piece) if self._missing else self._frame(piece)
         if end:
             self._stream = -1
-            if self.outcome is None:
-                self.fail(StreamTruncatedError("the item stream ended before its end"))
+            self.fail(StreamTruncatedError("the item stream ended before its end"))
         self._notify()
 
-    def _frame(self, data: bytes) -> bytes:
-        first = self._frames.feed_one(data)
-        if first is None:
-            return b""
+    def _frame(self, data: bytes, at: int) -> int:
+        """Take in a frame or a part of one; where it ends."""
+        rest = self._rest
+        if not rest:
+            start, stop = at + PREFIX, len(data)
+            if stop >= start:
+                end = start + self._size(data[at:start])
+                if end <= stop:
+                    self._message(data[start:end])
+                    return end
+            rest += data[at:]
+            return stop
+        if len(rest) < PREFIX:
+            end = at + PREFIX - len(rest)
+            rest += data[at:end]
+        else:
+            whole = PREFIX + self._size(rest[:PREFIX])
+            end = at + whole - len(rest)
+            rest += data[at:end]
+            if len(rest) == whole:
+                payload = bytes(memoryview(rest)[PREFIX:])
+                self._rest = bytearray()
+                self._message(payload)
+        return min(end, len(data))
+
+    def _size(self, prefix: bytes | bytearray) -> int:
+        size, limit = int.from_bytes(prefix, "big"), self._channel.config.max_frame
+        if not 0 < size <= limit:
+            raise FrameError(f"a frame of {size} bytes; 1 to {limit} are allowed")
+        return size
+
+    def _message(self, payload: bytes) -> None:
         try:
-            message = _decode(first[0])
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            message = _decode(payload)
+        except DECODE_ERRORS as error:
             raise FrameError(f"not an item: {error}") from None
-        size = len(first[0]) + 4
-        if isinstance(message, m.Item):
+        size = len(payload) + PREFIX
+        if isinstance(message, m.Batch):
+            self._ready.append(Arrived(message.items, size))
+        elif isinstance(message, m.Item):
             total = sum(message.sizes)
             if total > self._channel.config.max_body:
                 self.fail(BadResultError(f"an item of {total} bytes is larger than max_body"))
                 self._stop()
-                return b""
-            if total:
-                self._item, self._item_bytes, self._missing = message, size + total, total
-                self._body = bytearray()
+            elif total:
+                self._item, self._item_bytes = message, size + total
+                self._region = Region(total)
             else:
                 views = [memoryview(b"")] * len(message.sizes)
-                self._ready.append(Arrived(message.value, views, message.spilled, size))
+                self._ready.append(Arrived(message.value, size, False, views, message.spilled))
         else:
             self._taken += size
             self.outcome = message if isinstance(message, m.End) else message.failure
-            if first[1]:
-                raise FrameError("bytes after the end of an item stream")
-        return first[1]
 
-    def _buffers(self, data: bytes) -> bytes:
-        part = data[: self._missing]
-        self._body += part
-        self._missing -= len(part)
-        if not self._missing:
-            assert self._item is not None
-            whole, at, views = memoryview(self._body), 0, []
-            for size in self._item.sizes:
-                views.append(whole[at : at + size])
-                at += size
-            item = self._item
-            self._ready.append(Arrived(item.value, views, item.spilled, self._item_bytes))
-            self._item = None
-        return data[len(part) :]
+    def _buffers(self, data: bytes, at: int) -> int:
+        assert self._item is not None
+        end = min(len(data), at + self._region.missing)
+        try:
+            self._region.write(memoryview(data)[at:end])
+        except OSError as error:
+            self.fail(BadResultError(f"an item of {self._item_bytes} bytes: {error.strerror}"))
+            self._stop()
+            return end
+        if not self._region.missing:
+            item, self._item = self._item, None
+            views, self._region = self._region.views(item.sizes), Region(0)
+            self._ready.append(Arrived(item.value, self._item_bytes, False, views, item.spilled))
+        return end
 
     def cut(self, code: int) -> None:
         """See `Sink`."""
         self._stream = -1
         self.fail(StreamTruncatedError("the item stream was cut before its end"))
+
+    # -------------------------------------------------------------- the consumer
 
     def fail(self, error: LatticaError | m.Failure) -> None:
         """End with `error`, after the items that have arrived whole."""
@@ -238,37 +360,53 @@ class ItemReader:
             self._stop()  # what is on its way is nobody's any more
             self._notify()
 
-    def abandon(self) -> None:
-        """Take in no more."""
+    def abandon(self, code: int = m.CANCELLED) -> None:
+        """Take in no more; who waits for an item hears of an end."""
+        self._not_early()
         self._ready.clear()
-        self._body = bytearray()
-        self._stop()
+        if self.outcome is None:
+            self.outcome = m.End()
+        self._stop(code)
+        self._notify()
 
-    def _stop(self) -> None:
+    def _stop(self, code: int = m.CANCELLED) -> None:
+        self._closed = True
+        self._item, self._region = None, Region(0)
+        self._rest = bytearray()
         if self._stream >= 0:
-            self._channel.close_sink(self._stream)
+            self._channel.close_sink(self._stream, code)
             self._stream = -1
 
-    async def next(self) -> Arrived | m.End | m.Failure | LatticaError:
-        """The next item, or how the stream ended."""
+    async def next(self) -> list[Any] | m.End | m.Failure | LatticaError:
+        """The next items, or how the stream ended."""
+        self._taken += self._held
+        self._held = 0
+        if self._since_yield >= YIELD_EVERY:
+            # Nor may a consumer that always finds an item ready keep the loop to itself.
+            self._since_yield = 0
+            await asyncio.sleep(0)
         while not self._ready:
             if self.outcome is not None:
                 return self.outcome
             self._waiter = self._loop.create_future()
             self._grant()
             try:
+                # Bounded by the call: its end, deadline or lost link is an outcome.
                 await self._waiter
             finally:
                 self._waiter = None
-        item = self._ready.popleft()
-        self._taken += item.nbytes
-        self._since_yield += item.nbytes + ITEM_COST
-        if self._since_yield >= YIELD_EVERY:
-            # Nor may a consumer that always finds an item ready keep the loop to itself.
-            self._since_yield = 0
-            await asyncio.sleep(0)
+        arrived = self._ready.popleft()
+        self._held = arrived.nbytes
         self._grant()
-        return item
+        assert self._kind is not None
+        values, wrong = self._kind.decode(arrived)
+        self._since_yield += arrived.nbytes + ITEM_COST * len(values)
+        if wrong is not None:
+            self._ready.clear()
+            self.outcome = wrong
+            self._stop()
+            return values or wrong
+        return values
 
     def _notify(self) -> None:
         if self._waiter is not None:

@@ -15,6 +15,7 @@ from lattica.rpc.blocking import watched
 from lattica.rpc.context import CallContext, current_call, trace_id
 from lattica.rpc.executors import start
 from lattica.rpc.failures import to_error, to_failure
+from lattica.rpc.local_upload import LocalUpload
 from lattica.rpc.methods import MethodSpec
 from lattica.rpc.registry import Handler, Registry
 from lattica.rpc.work import Outcome, Work
@@ -35,12 +36,15 @@ class LocalCalls:
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    async def call(self, service: str, method: MethodSpec, arguments: Any, deadline: float) -> Any:
-        """See `Calls.call`."""
+    async def call(
+        self, service: str, method: MethodSpec, arguments: Any, deadline: float, source: Any = None
+    ) -> Any:
+        """See `Calls.call`, and with a `source` `Calls.upload`."""
         handler = self._find(service, method)
         arrived = await self._enter(handler, deadline)
         began, context = self._now(), self._context(deadline)
         work: Work | None = None
+        upload = self._upload(handler, source)
 
         async def outside() -> Any:
             nonlocal work
@@ -50,28 +54,36 @@ class LocalCalls:
 
         try:
             if handler.pool is None:
-                value = await self._step(context, self._inside, handler, arguments)
+                items = upload and upload.items()
+                value = await self._step(context, self._inside, handler, arguments, items)
             else:
                 value = await self._step(context, outside)
-            return handler.spec.check_result(value)
+            value = handler.spec.check_result(value)
         except BaseException as error:  # noqa: BLE001 - mapped as over a link
-            raise self._mapped(handler, error) from error.__cause__
+            raise self._mapped(handler, error, upload) from error.__cause__
         finally:
             self._over(handler, arrived, began, work.done if work is not None else None)
+            if upload is not None:
+                await upload.aclose()
+        if upload is not None and upload.error is not None:
+            raise upload.error
+        return value
 
     async def stream(
-        self, service: str, method: MethodSpec, arguments: Any, deadline: float
+        self, service: str, method: MethodSpec, arguments: Any, deadline: float, source: Any = None
     ) -> AsyncGenerator[Any, None]:
         """See `Calls.start_stream`."""
         handler = self._find(service, method)
         arrived = await self._enter(handler, deadline)
         began = self._now()
         context = self._context(deadline)
-        source: Any = None
+        upload = self._upload(handler, source)
+        source = None
         try:
             if handler.pool is None:
                 invoke = handler.spec.invoke
-                source = await self._step(context, invoke, handler.function, arguments)
+                sent = upload and upload.items()
+                source = await self._step(context, invoke, handler.function, arguments, sent)
             else:
                 items = self._registry.executors.items
                 source = await self._step(context, items, handler.spec, handler.function, arguments)
@@ -79,12 +91,12 @@ class LocalCalls:
                 try:
                     value = await self._step(context, self._next, handler, source)
                 except StopAsyncIteration:
-                    return
+                    break
                 yield handler.spec.check_result(value)
         except GeneratorExit:
             raise
         except BaseException as error:  # noqa: BLE001 - mapped as over a link
-            raise self._mapped(handler, error) from error.__cause__
+            raise self._mapped(handler, error, upload) from error.__cause__
         finally:
             try:
                 if hasattr(source, "aclose"):
@@ -92,9 +104,13 @@ class LocalCalls:
             finally:
                 work = source.done if handler.pool is not None and source is not None else None
                 self._over(handler, arrived, began, work)
+            if upload is not None:
+                await upload.aclose()
+        if upload is not None and upload.error is not None:
+            raise upload.error
 
-    def _inside(self, handler: Handler, arguments: Any) -> Awaitable[Any]:
-        coroutine = handler.spec.invoke(handler.function, arguments)
+    def _inside(self, handler: Handler, arguments: Any, items: Any) -> Awaitable[Any]:
+        coroutine = handler.spec.invoke(handler.function, arguments, items)
         return watched(coroutine, handler.blocked, self._block_warning)
 
     def _next(self, handler: Handler, source: Any) -> Awaitable[Any]:
@@ -167,7 +183,15 @@ class LocalCalls:
     def _context(self, deadline: float) -> CallContext:
         return CallContext(self._local, _SCOPES, self._name, deadline, trace_id.get())
 
-    def _mapped(self, handler: Handler, error: BaseException) -> BaseException:
+    def _upload(self, handler: Handler, source: Any) -> LocalUpload | None:
+        kind = handler.spec.upload_items
+        return None if kind is None else LocalUpload(source, kind, self._name)
+
+    def _mapped(
+        self, handler: Handler, error: BaseException, upload: LocalUpload | None
+    ) -> BaseException:
+        if upload is not None and upload.error is not None:
+            return upload.error
         if isinstance(error, _OutOfTime):
             return DeadlineError("the deadline passed before the call had an outcome")
         if isinstance(error, asyncio.CancelledError):

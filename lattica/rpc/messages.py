@@ -113,16 +113,17 @@ class Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 class Items(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
-    """Header of a data stream: the items of a call."""
+    """Header of a data stream: the items a call returns, or those that its caller sends."""
 
     call: Id
+    of_result: bool = True
 
 
 Header = Body | Items
 
 
 class Item(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=0):
-    """One item; buffers of `sizes` bytes follow it. `spilled` as in `Call`."""
+    """One large item; buffers of `sizes` bytes follow it. `spilled` as in `Call`."""
 
     value: msgspec.Raw
     sizes: Sizes = ()
@@ -130,7 +131,7 @@ class Item(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 class End(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
-    """No more items, and the generator ended well."""
+    """No more items, and the producer ended well."""
 
 
 class Broken(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
@@ -139,4 +140,10 @@ class Broken(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     failure: Failure
 
 
-StreamFrame = Item | End | Broken
+class Batch(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=3):
+    """An array of small items, so that many cost one decoding."""
+
+    items: msgspec.Raw
+
+
+StreamFrame = Item | End | Broken | Batch

@@ -22,6 +22,7 @@ from lattica.identity import grants
 from lattica.identity.keys import PeerId
 from lattica.rpc import codec
 from lattica.rpc.buffers import Buffer
+from lattica.rpc.itemtypes import ItemType
 from lattica.rpc.mismatch import explain
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -31,6 +32,9 @@ RunIn = Literal["loop", "thread", "process"]
 _MARK = "_lattica_offer"
 _STREAMS = (AsyncIterator, AsyncGenerator, AsyncIterable)
 _PLAIN_STREAMS = (Iterator, Generator)
+# Stands for the items among the arguments: no other annotation takes it, so ends that know
+# the method by different signatures notice.
+_ITEMS = msgspec.msgpack.Ext(1, b"")
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +86,8 @@ def method(
 ) -> Any:
     """Offer a method to peers that hold `scope`; None: to anyone, even strangers.
 
-    The method is `async def` and annotated; an async generator is a stream of items.
+    The method is `async def` and annotated; an async generator is a stream of items. One
+    parameter may be an `AsyncIterator[T]`: the items that the caller sends meanwhile.
 
     `max_concurrency` of its calls run at a time, all peers together; `max_queue` more wait
     for a place, and the peers take turns. What is over that is refused with a `BusyError`.
@@ -136,6 +141,16 @@ class MethodSpec:
         self.result_type: Any = typing.get_args(returns)[0] if self.is_stream else returns
         _check_kind(function, self.offer.run_in, self.is_stream)
         parameters = list(self.signature.parameters)
+        self.result_items = ItemType(self.result_type, f"{name}()", BadResultError)
+        self.upload = _upload(function, self.signature, hints)
+        self.upload_items: ItemType | None = None
+        if self.upload is not None:
+            if not on_loop:
+                raise TypeError(f"{function.__qualname__}: streams of items are read in the loop")
+            kind = typing.get_args(hints[self.upload])[0]
+            title = f"{name}(): an item of {self.upload!r}"
+            self.upload_items = ItemType(kind, title, BadArgumentsError)
+            hints[self.upload] = msgspec.msgpack.Ext
         self.args_type = msgspec.defstruct(
             f"{name}_arguments",
             [(parameter, hints[parameter]) for parameter in parameters],
@@ -165,12 +180,36 @@ class MethodSpec:
         if not kwargs and tuple(map(type, args)) == self._exact:
             return self.args_type(*args)
         if kwargs or self._keywords or len(args) != len(self._names):
-            try:
-                bound = self.signature.bind(*args, **kwargs)
-            except TypeError as error:
-                raise self.bad_arguments(str(error)) from None
-            bound.apply_defaults()
-            args = tuple(bound.arguments.values())
+            args = self._positional(args, kwargs)
+        return self._checked(args)
+
+    def bind_upload(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """The same for a method that takes items: the arguments, and what makes the items.
+
+        Raises:
+            BadArgumentsError: see `bind`.
+        """
+        values = list(self._positional(args, kwargs))
+        assert self.upload is not None
+        place = self._names.index(self.upload)
+        source, values[place] = values[place], _ITEMS
+        is_text = isinstance(source, str | bytes | bytearray | memoryview)
+        if is_text or not (hasattr(source, "__aiter__") or hasattr(source, "__iter__")):
+            raise BadArgumentsError(
+                f"{self.name}(): {self.upload!r} takes an async iterable or an iterable of "
+                f"items, not {type(source).__name__}"
+            )
+        return self._checked(tuple(values)), source
+
+    def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise self.bad_arguments(str(error)) from None
+        bound.apply_defaults()
+        return tuple(bound.arguments.values())
+
+    def _checked(self, args: tuple[Any, ...]) -> Any:
         try:
             return codec.check(args, self.args_type)
         except BadArgumentsError as error:
@@ -180,16 +219,18 @@ class MethodSpec:
         """The error for arguments that do not fit; `problem` as msgspec or Python tell it."""
         return BadArgumentsError(f"{self.name}{self.signature}: {explain(problem, self._names)}")
 
-    def invoke(self, function: Callable[..., Any], arguments: Any) -> Any:
-        """Call the handler."""
-        if not self._keywords:
+    def invoke(self, function: Callable[..., Any], arguments: Any, items: Any = None) -> Any:
+        """Call the handler; `items` are those that the caller sends, if the method takes any."""
+        if not self._keywords and items is None:
             return function(*msgspec.structs.astuple(arguments))
-        args, kwargs = self.unbind(arguments)
+        args, kwargs = self.unbind(arguments, items)
         return function(*args, **kwargs)
 
-    def unbind(self, arguments: Any) -> tuple[list[Any], dict[str, Any]]:
+    def unbind(self, arguments: Any, items: Any = None) -> tuple[list[Any], dict[str, Any]]:
         """Arguments as Python passes them."""
         values = {name: getattr(arguments, name) for name in self._names}
+        if self.upload is not None:
+            values[self.upload] = items
         keywords = {name: values.pop(name) for name in self._keywords}
         return list(values.values()), keywords
 
@@ -262,6 +303,26 @@ def _signature(
     typed = [parameter.replace(annotation=hints[parameter.name]) for parameter in parameters]
     returns = None if hints["return"] is type(None) else hints["return"]
     return signature.replace(parameters=typed, return_annotation=returns)
+
+
+def _upload(
+    function: Callable[..., Any], signature: inspect.Signature, hints: dict[str, Any]
+) -> str | None:
+    """The parameter that is a stream of items, if any."""
+    name = function.__qualname__
+    found = [key for key in signature.parameters if typing.get_origin(hints[key]) in _STREAMS]
+    if len(found) > 1:
+        raise TypeError(f"{name}: one stream of items, not {', '.join(found)}")
+    for key, parameter in signature.parameters.items():
+        inside = key not in found and _mentions_stream(hints[key])
+        if inside or (key in found and parameter.default is not parameter.empty):
+            raise TypeError(f"{name}: {key!r} must be a stream of items always, with no default")
+    return found[0] if found else None
+
+
+def _mentions_stream(hint: Any) -> bool:
+    arguments = typing.get_args(hint)
+    return typing.get_origin(hint) in _STREAMS or any(map(_mentions_stream, arguments))
 
 
 def _hints(function: Callable[..., Any], is_static: bool) -> dict[str, Any]:

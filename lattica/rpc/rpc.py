@@ -147,8 +147,8 @@ class Rpc:
         """The service `name` of `peer`, typed as `service`.
 
         Calls connect on demand. `timeout` (seconds, `math.inf` for none) bounds each call
-        with its connecting, and the connecting of a stream; `stream_timeout` bounds a
-        stream from its first step to its last item (default: no bound).
+        with its connecting, and the connecting of a stream; `stream_timeout` bounds a call
+        with a stream, either way, from its first step to its end (default: no bound).
 
         With `retries`, so many more attempts are made of a call that returns one value, within
         its `timeout`: see `Retry` for which, and for how to say more. Streams are not retried.
@@ -174,6 +174,7 @@ class Rpc:
             self._methods(service),
             unary,
             functools.partial(self._stream, peer, name, timeout, stream_timeout),
+            functools.partial(self._upload, route, timeout, stream_timeout),
         )
         return cast(T, stub)
 
@@ -253,6 +254,32 @@ class Rpc:
         finally:
             meter.took(self._now() - began)
 
+    async def _upload(
+        self,
+        route: _Route,
+        timeout: float,
+        stream_timeout: float,
+        spec: MethodSpec,
+        arguments: Any,
+        source: Any,
+    ) -> Any:
+        began, peer, name = self._now(), route.peer, route.service
+        deadline = began + stream_timeout
+        meter = route.meters.get(spec.name) or self._meter(route, spec)
+        meter.calls += 1
+        try:
+            self._check_running()
+            if peer == self.local:
+                return await self._local.call(name, spec, arguments, deadline, source)
+            soon = min(deadline, began + timeout)
+            session = self._find(peer) or await self._connect(peer, soon)
+            return await session.calls.upload(name, spec, arguments, source, deadline)
+        except BaseException as error:
+            meter.failed(type(error).__name__)
+            raise
+        finally:
+            meter.took(self._now() - began)
+
     async def _stream(
         self,
         peer: PeerId,
@@ -261,14 +288,15 @@ class Rpc:
         stream_timeout: float,
         spec: MethodSpec,
         arguments: Any,
+        source: Any = None,
     ) -> OpenStream | AsyncGenerator[Any, None]:
         self._check_running()
         now = self._now()
         deadline = now + stream_timeout
         if peer == self.local:
-            return self._local.stream(name, spec, arguments, deadline)
+            return self._local.stream(name, spec, arguments, deadline, source)
         session = self._find(peer) or await self._connect(peer, min(deadline, now + timeout))
-        return await session.calls.start_stream(name, spec, arguments, deadline)
+        return await session.calls.start_stream(name, spec, arguments, deadline, source)
 
     def _check_running(self) -> None:
         if not self._running:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any
 
 from lattica.errors import BadResultError, CallCancelledError
 from lattica.rpc import messages as m
 from lattica.rpc.bodies import BodySender
 from lattica.rpc.channel import Channel
-from lattica.rpc.codec import ENCODE_ERRORS, Encoder, Packed
+from lattica.rpc.codec import ENCODE_ERRORS, Encoder
 from lattica.rpc.context import current_call, trace_id
 from lattica.rpc.executors import Executors, start
 from lattica.rpc.failures import to_failure
+from lattica.rpc.incoming import incoming
 from lattica.rpc.items import ItemWriter, Stopped
 from lattica.rpc.methods import MethodSpec
 from lattica.rpc.runner import Rest
 from lattica.rpc.served import Served
+from lattica.rpc.uploads import produce
 from lattica.rpc.work import Pool
 
 
@@ -51,8 +53,17 @@ class Running:
         arguments, served.arguments = served.arguments, None
         if handler.pool is not None:
             return self._outside(served, handler.pool, arguments)
-        coroutine: Coroutine[Any, Any, Any] = spec.invoke(handler.function, arguments)
+        coroutine: Coroutine[Any, Any, Any]
+        if served.items is None:
+            coroutine = spec.invoke(handler.function, arguments)
+        else:
+            coroutine = spec.invoke(handler.function, arguments, self._incoming(served))
         return coroutine
+
+    def _incoming(self, served: Served) -> AsyncGenerator[Any, None] | None:
+        if served.items is None:
+            return None
+        return incoming(served.items, served.remote.name or served.remote.peer.short)
 
     async def _outside(self, served: Served, pool: Pool, arguments: Any) -> Any:
         work = start(pool, served.handler.spec, served.handler.function, arguments)
@@ -133,12 +144,15 @@ class Running:
         try:
             source: Any
             if handler.pool is None:
-                source = spec.invoke(handler.function, arguments)
+                source = spec.invoke(handler.function, arguments, self._incoming(served))
+                if inspect.isawaitable(source):
+                    source = await source
             else:
                 source = self._executors.items(spec, handler.function, arguments)
                 served.work = source.done
-            writer = ItemWriter(self._channel, served.call)
-            await self._produce(spec, source, writer)
+            header = m.Items(served.call)
+            writer = ItemWriter(self._channel, header, self._encoder, spec.result_items)
+            await produce(source, writer)
             await writer.finish(m.End())
         except Stopped:
             pass  # nobody is left to be told
@@ -148,17 +162,6 @@ class Running:
             if writer is not None:
                 writer.abandon()
             self._ended(served)
-
-    async def _produce(self, spec: MethodSpec, source: Any, writer: ItemWriter) -> None:
-        if inspect.isawaitable(source):
-            source = await source
-        try:
-            async for value in source:
-                await writer.send(self._pack(spec, value))
-        finally:
-            # Ended in the middle, the generator cleans up now, not when it is collected.
-            if hasattr(source, "aclose"):
-                await source.aclose()
 
     async def _broken(
         self, served: Served, writer: ItemWriter | None, error: BaseException
@@ -171,13 +174,6 @@ class Running:
             await writer.finish(m.Broken(failure))
         except (Stopped, asyncio.CancelledError):
             pass  # the caller has gone meanwhile
-
-    def _pack(self, spec: MethodSpec, value: Any) -> Packed:
-        value = spec.check_result(value)
-        try:
-            return self._encoder.pack(value)
-        except ENCODE_ERRORS as error:
-            raise BadResultError(f"{spec.name}(): {error}") from None
 
     def _failed(self, served: Served, error: BaseException) -> None:
         if not served.is_cancelled:

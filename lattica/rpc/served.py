@@ -9,6 +9,7 @@ from lattica.link.interface import RemotePeer
 from lattica.rpc import messages as m
 from lattica.rpc.bodies import BodyReceiver
 from lattica.rpc.context import CallContext
+from lattica.rpc.items import ItemReader
 from lattica.rpc.registry import Handler
 from lattica.rpc.work import Outcome
 
@@ -42,6 +43,7 @@ class Served:
         "handler",
         "is_cancelled",
         "is_waiting",
+        "items",
         "message",
         "nbytes",
         "owner",
@@ -76,6 +78,7 @@ class Served:
         self.arguments: Any = None  # decoded
         self.message: m.Call | None = None  # while its buffers are awaited
         self.body: BodyReceiver | None = None
+        self.items: ItemReader | None = None  # those that the caller sends
         self.task: asyncio.Task[None] | None = None  # while its handler runs
         self.work: asyncio.Future[Outcome] | None = None  # outside of the loop
         self.started = False  # it has a place, and its handler runs or is about to

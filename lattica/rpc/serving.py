@@ -17,12 +17,14 @@ from lattica.errors import (
     FrameError,
     LatticaError,
     LinkLostError,
+    StreamTruncatedError,
 )
 from lattica.rpc import messages as m
 from lattica.rpc.bodies import BodyReceiver
 from lattica.rpc.channel import Channel
 from lattica.rpc.failures import to_failure
 from lattica.rpc.interface import Sink
+from lattica.rpc.items import ItemReader
 from lattica.rpc.registry import Handler, Registry
 from lattica.rpc.runner import Runner
 from lattica.rpc.running import Running
@@ -60,7 +62,9 @@ class Serving:
         self._calls: dict[int, Served] = {}
         self.held = 0  # bytes of arguments of these calls
         self._last = -1  # the newest call's id
-        self._early: dict[int, BodyReceiver] = {}  # bodies that came before their call
+        # Data streams that came before their call.
+        self._early: dict[int, BodyReceiver] = {}
+        self._early_items: dict[int, ItemReader] = {}
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -75,12 +79,15 @@ class Serving:
             raise FrameError(f"a trace id has {m.TRACE_BYTES} bytes")
         self._last = message.call
         early = self._early.pop(message.call, None) if self._early else None
+        items = self._early_items.pop(message.call, None) if self._early_items else None
         nbytes = size_of(message)
         try:
             handler, arguments = self._admit(message, nbytes)
         except LatticaError as error:
             if early is not None:
                 early.abandon(m.REFUSED)
+            if items is not None:
+                items.abandon(m.REFUSED)
             self._channel.send(to_failure(message.call, error, with_traceback=False))
             return
         timeout = message.timeout if message.timeout > 0 else 0.0  # NaN as well
@@ -91,6 +98,11 @@ class Serving:
         served.arguments = arguments
         self._calls[message.call] = served
         self.held += nbytes
+        if handler.spec.upload is not None:
+            served.items = items or ItemReader(self._channel)
+            served.items.begin(handler.spec.upload_items)
+        elif items is not None:
+            items.abandon(m.REFUSED)
         if deadline < self._sweep.armed:
             self._sweep.arm(deadline)
         if message.sizes:
@@ -122,8 +134,10 @@ class Serving:
             served.began = self._now()
             self._run(served)
 
-    def claim(self, header: m.Body, stream: int) -> Sink | None:
-        """The sink of a call's body, which may come before the call."""
+    def claim(self, header: m.Header, stream: int) -> Sink | None:
+        """The sink of a call's body or items, which may come before the call."""
+        if isinstance(header, m.Items):
+            return self._claim_items(header.call, stream)
         body: BodyReceiver | None
         if header.call <= self._last:
             served = self._calls.get(header.call)
@@ -133,11 +147,30 @@ class Serving:
         else:
             if header.call in self._early:
                 raise FrameError("two bodies for one message")
-            if len(self._early) >= self._channel.config.max_streams_per_peer:
-                raise FrameError("too many bodies without a call")
+            self._check_early()
             body = self._early[header.call] = BodyReceiver(self._channel)
         body.attach(stream)
         return body
+
+    def _claim_items(self, call: int, stream: int) -> Sink | None:
+        items: ItemReader | None
+        if call <= self._last:
+            served = self._calls.get(call)
+            items = served.items if served is not None else None
+            if items is None or items.is_closed:
+                return None  # the call is over, or takes no items
+        else:
+            if call in self._early_items:
+                raise FrameError("two item streams for one call")
+            self._check_early()
+            items = self._early_items[call] = ItemReader(self._channel, is_early=True)
+        items.attach(stream)
+        return items
+
+    def _check_early(self) -> None:
+        early = len(self._early) + len(self._early_items)
+        if early >= self._channel.config.max_streams_per_peer:
+            raise FrameError("too many bodies without a call")
 
     def cancel(self, call: int, kind: str = CallCancelledError.__name__) -> None:
         """The caller wants the outcome no more. The handler is cancelled once, and may clean up."""
@@ -165,8 +198,11 @@ class Serving:
         """The link is gone: nobody waits for these any more."""
         self._sweep.close()
         self._early.clear()
-        for call in tuple(self._calls):
+        self._early_items.clear()
+        for call, served in tuple(self._calls.items()):
             self.cancel(call, LinkLostError.__name__)
+            if served.items is not None:
+                served.items.fail(StreamTruncatedError("the link was lost"))
 
     # ---------------------------------------------------------------- admission
 
@@ -256,6 +292,8 @@ class Serving:
             self._admission.withdraw(served.handler.gate, self._share, served)
         if served.body is not None:
             served.body.abandon()
+        if served.items is not None:
+            served.items.abandon()
 
     def _leave(self, served: Served) -> None:
         now, handler = self._now(), served.handler

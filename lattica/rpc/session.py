@@ -36,7 +36,7 @@ class Session:
         self._registry = registry
         self._forget = forget
         self.channel = Channel(link, config, self)
-        self.calls = Calls(self.channel)
+        self.calls = Calls(self.channel, tasks)
         self.serving = Serving(self.channel, registry, tasks)
 
     @property
@@ -62,9 +62,8 @@ class Session:
 
     def claim(self, header: m.Header, stream: int) -> Sink | None:
         """See `Events`."""
-        if isinstance(header, m.Body) and not header.of_result:
-            return self.serving.claim(header, stream)
-        return self.calls.claim(header, stream)
+        claim = self.calls.claim if header.of_result else self.serving.claim
+        return claim(header, stream)
 
     def flushed(self) -> None:
         """See `Events`."""

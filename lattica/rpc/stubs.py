@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -10,7 +9,8 @@ from lattica.rpc.calls import OpenStream
 from lattica.rpc.methods import MethodSpec
 
 UnaryCall = Callable[[MethodSpec, Any], Coroutine[Any, Any, Any]]
-StreamCall = Callable[[MethodSpec, Any], Awaitable[OpenStream | AsyncGenerator[Any, None]]]
+StreamCall = Callable[[MethodSpec, Any, Any], Awaitable[OpenStream | AsyncGenerator[Any, None]]]
+UploadCall = Callable[[MethodSpec, Any, Any], Coroutine[Any, Any, Any]]
 
 
 class Stub:
@@ -22,20 +22,24 @@ class Stub:
         specs: dict[str, MethodSpec],
         unary: UnaryCall,
         stream: StreamCall,
+        upload: UploadCall,
     ) -> None:
         self._title = title
         self._specs = specs
         self._unary = unary
         self._stream = stream
+        self._upload = upload
 
     def __getattr__(self, attribute: str) -> Any:
         spec = self._specs.get(attribute)
         if spec is None:
             known = ", ".join(sorted(self._specs))
             raise AttributeError(f"{self._title} has no method {attribute!r}; it has {known}")
-        call: UnaryMethod | StreamMethod
+        call: UnaryMethod | StreamMethod | UploadMethod
         if spec.is_stream:
             call = StreamMethod(spec, self._stream)
+        elif spec.upload is not None:
+            call = UploadMethod(spec, self._upload)
         else:
             call = UnaryMethod(spec, self._unary)
         self.__dict__[attribute] = call  # found without this detour from now on
@@ -60,8 +64,23 @@ class UnaryMethod:
         return self._call(spec, spec.bind(args, kwargs))
 
 
+class UploadMethod:
+    """One method of a stub that takes items, from any iterable, and returns one value."""
+
+    __slots__ = ("_call", "_spec")
+
+    def __init__(self, spec: MethodSpec, call: UploadCall) -> None:
+        self._spec = spec
+        self._call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        """Raises BadArgumentsError at once; wrong items are told when they are due."""
+        spec = self._spec
+        return self._call(spec, *spec.bind_upload(args, kwargs))
+
+
 class StreamMethod:
-    """One method of a stub that returns items."""
+    """One method of a stub that returns items, and may take some."""
 
     __slots__ = ("_call", "_spec")
 
@@ -71,7 +90,10 @@ class StreamMethod:
 
     def __call__(self, *args: Any, **kwargs: Any) -> ItemStream:
         """Raises BadArgumentsError at once."""
-        return ItemStream(self._call, self._spec, self._spec.bind(args, kwargs))
+        spec = self._spec
+        if spec.upload is None:
+            return ItemStream(self._call, spec, spec.bind(args, kwargs), None)
+        return ItemStream(self._call, spec, *spec.bind_upload(args, kwargs))
 
 
 class ItemStream:
@@ -80,53 +102,41 @@ class ItemStream:
     Dropping it, `aclose()`, and cancelling a task that waits for an item cancel the handler.
     """
 
-    def __init__(self, start: StreamCall, spec: MethodSpec, arguments: Any) -> None:
-        self._source: OpenStream | AsyncGenerator[Any, None] | None = None
-        self._start = start
-        self._spec = spec
-        self._arguments = arguments
-        self._ended = False
-        self._waiting = False
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, start: StreamCall, spec: MethodSpec, arguments: Any, source: Any) -> None:
+        self._opened: list[OpenStream] = []
+        self._items = _items(start, spec, arguments, source, self._opened)
 
-    def __aiter__(self) -> ItemStream:
-        return self
+    def __aiter__(self) -> AsyncGenerator[Any, None]:
+        # The generator itself: a coroutine of ours around each step would double its cost.
+        return self._items
 
-    async def __anext__(self) -> Any:
-        if self._ended:
-            raise StopAsyncIteration
-        if self._waiting:
+    def __anext__(self) -> Awaitable[Any]:
+        if self._items.ag_running:  # type: ignore[attr-defined]
             raise RuntimeError("another task waits for this stream's next item")
-        self._waiting = True
-        try:
-            if self._source is None:
-                self._source = await self._start(self._spec, self._arguments)
-                self._arguments = None
-            if isinstance(self._source, OpenStream):
-                return await self._source.next()
-            return await self._source.__anext__()
-        except BaseException:
-            # As in an async generator, whatever ends one step ends the stream.
-            self._ended = True
-            if isinstance(self._source, OpenStream):
-                self._source.close()
-            raise
-        finally:
-            self._waiting = False
+        return self._items.__anext__()
 
     async def aclose(self) -> None:
         """Want no more items; the handler is cancelled."""
-        self._ended = True
-        if isinstance(self._source, OpenStream):
-            self._source.close()
-        elif self._source is not None:
-            await self._source.aclose()
+        if self._items.ag_running:  # type: ignore[attr-defined]
+            for stream in self._opened:
+                stream.close()  # the task that waits sees the end
+        else:
+            await self._items.aclose()
 
-    def __del__(self) -> None:
-        source = self._source
-        if isinstance(source, OpenStream) and source.is_open:
-            try:
-                # The collector may run in any thread.
-                self._loop.call_soon_threadsafe(source.close)
-            except RuntimeError:
-                pass  # the loop is closed, and the link with it
+
+async def _items(
+    start: StreamCall, spec: MethodSpec, arguments: Any, source: Any, opened: list[OpenStream]
+) -> AsyncGenerator[Any, None]:
+    stream = await start(spec, arguments, source)
+    del arguments, source  # they may be large
+    try:
+        if isinstance(stream, OpenStream):
+            opened.append(stream)
+            while (items := await stream.next()) is not None:
+                for item in items:
+                    yield item
+        else:
+            async for item in stream:
+                yield item
+    finally:
+        await stream.aclose()
