@@ -15,6 +15,7 @@ from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import QuicErrorCode
+from aioquic.tls import CipherSuite, Group
 
 from lattica.link import congestion, header
 from lattica.link.engine import EngineConfig, EngineSink, EngineStats
@@ -30,6 +31,15 @@ _LIVE_STREAMS = 1024  # of ours in aioquic at once: it walks over all of them fo
 
 # aioquic warns about every malformed packet: a stranger could fill the log.
 logging.getLogger("quic").setLevel(logging.ERROR)
+
+
+class _Connection(QuicConnection):
+    """Its client sends a key share for every curve that it knows: one is enough."""
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        # Two NIST curves and X448 cost more than the whole rest of the key exchange.
+        self.tls._supported_groups = [Group.X25519]
 
 
 class AioquicEngine:
@@ -48,10 +58,15 @@ class AioquicEngine:
         """See `lattica.link.engine.EngineMaker`."""
         self._secrets = SecretsLog()
         self._max_unordered = config.max_unordered
-        self._connection = QuicConnection(
+        self._connection = _Connection(
             configuration=QuicConfiguration(
                 alpn_protocols=[ALPN],
                 certificate=config.certificate.certificate,
+                # Both hash with SHA-256, so there is one transcript to hash.
+                cipher_suites=[
+                    CipherSuite.AES_128_GCM_SHA256,
+                    CipherSuite.CHACHA20_POLY1305_SHA256,
+                ],
                 congestion_control_algorithm=congestion.NAMES[config.congestion],
                 connection_id_length=header.CONNECTION_ID,
                 idle_timeout=config.idle_timeout,
@@ -67,6 +82,8 @@ class AioquicEngine:
             original_destination_connection_id=original_destination,
             retry_source_connection_id=retry_source,
         )
+        # We never migrate: spare connection ids cost packets, memory and look-ups.
+        self._connection._local_active_connection_id_limit = 2
         # No setting exists for how many streams the other end may open.
         for limit in (
             self._connection._local_max_streams_bidi,
@@ -74,6 +91,11 @@ class AioquicEngine:
         ):
             limit.value = limit.sent = config.max_streams
         self._control = congestion.install(self._connection, config.window)
+        # Handshake packets are padded to the largest datagram (RFC 9000 §14.1 needs 1,200 bytes),
+        # and read byte by byte at the other end: 1.5 ms for one of loopback's size.
+        self._datagram = config.datagram
+        self._is_established = self._has_grown = False
+        self._connection._max_datagram_size = min(config.datagram, header.MIN_INITIAL)
         first = 0 if config.is_client else 1
         self._next_id = {False: first, True: first + 2}
         self._waiting = WaitingStreams()  # for fewer live ones, or for the other end
@@ -101,7 +123,7 @@ class AioquicEngine:
             window=loss.congestion_window,
             in_flight=loss.bytes_in_flight,
             unsent=self.unsent(),
-            datagram=self._connection._max_datagram_size,
+            datagram=self._datagram,
             streams=len(self._connection._streams) + len(self._waiting),
             rtt_latest=float(loss._rtt_latest),
             packets_lost=self._control.packets_lost,
@@ -113,7 +135,9 @@ class AioquicEngine:
         return self._waiting.size + max(0, self._handed - sent)
 
     def set_datagram(self, size: int) -> None:
-        self._connection._max_datagram_size = size  # fixed at first in the public API
+        self._datagram = size
+        if self._has_grown:
+            self._connection._max_datagram_size = size  # fixed at first in the public API
         self._control.set_datagram(size)
 
     def connect(self, address: VirtualAddress, now: float) -> None:
@@ -151,6 +175,7 @@ class AioquicEngine:
                 self._delivered += len(event.data)
                 sink.stream_data(event.stream_id, event.data, event.end_stream)
             elif isinstance(event, events.HandshakeCompleted):
+                self._is_established = True
                 sink.handshake_done()
             elif isinstance(event, events.ConnectionIdIssued):
                 sink.connection_id_added(event.connection_id)
@@ -175,6 +200,10 @@ class AioquicEngine:
             return []  # closed before the first packet
         datagrams = [data for data, _ in self._connection.datagrams_to_send(now)]
         self._control.flushed(now, is_paced=self._connection._pacing_at is not None)
+        if self._is_established and not self._has_grown:
+            # The flight that ends the handshake is padded as well.
+            self._has_grown = True
+            self._connection._max_datagram_size = self._datagram
         return datagrams
 
     def timer(self) -> float | None:
