@@ -12,6 +12,7 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Timing and size limits of links. Times in seconds, sizes in bytes."""
 
     heartbeat: float = 0.75  # a silent link is asked for a sign of life this often
+    brisk: float = 0.2  # the same, while calls are in flight to a peer on this machine
     dead_after: float = 1.8  # nothing heard for so long: the link is lost
     connect_timeout: float = 5.0
     handshake_timeout: float = 5.0

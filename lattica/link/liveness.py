@@ -14,7 +14,8 @@ from enum import Enum
 
 from lattica.config import LinkConfig
 
-HINT_PATIENCE = 0.25  # seconds to answer after the network said that nobody is there
+HINT_PATIENCE = 0.25  # seconds to answer after the network said that nobody is there,
+REPEATED_HINT_PATIENCE = 0.15  # and after it said so again to the question that followed
 DIALER_PATIENCE = 1.25  # heartbeats that a dialer waits for the acceptor to ask
 RETRY = 0.2  # heartbeats between unanswered pings, but at least
 ROUND_TRIPS = 1.5  # so many of them
@@ -35,10 +36,12 @@ class Liveness:
 
     __slots__ = (
         "_asked",
+        "_brisk",
         "_dead_after",
         "_heard",
         "_heard_quic",
         "_hint_deadline",
+        "_is_brisk",
         "_patience",
         "_refresh",
         "_retry",
@@ -48,6 +51,8 @@ class Liveness:
 
     def __init__(self, config: LinkConfig, now: float, *, is_dialer: bool = False) -> None:
         self._patience = config.heartbeat * (DIALER_PATIENCE if is_dialer else 1.0)
+        self._brisk = min(config.brisk, self._patience)
+        self._is_brisk = False
         self._refresh = REFRESH * (1.0 if is_dialer else DIALER_PATIENCE)
         self._retry = self._shortest_retry = config.heartbeat * RETRY
         self._dead_after = config.dead_after
@@ -90,7 +95,14 @@ class Liveness:
             self._hint_deadline = now + HINT_PATIENCE
             self._asked = now
             return Verdict.PING
+        again = now + REPEATED_HINT_PATIENCE
+        self._hint_deadline = min(self._hint_deadline, again)
         return Verdict.FINE
+
+    def set_brisk(self, is_brisk: bool) -> None:
+        """Whether to ask more often: the kernel tells at once when a process here is gone,
+        but only those who send to it."""
+        self._is_brisk = is_brisk
 
     def on_stall(self, seconds: float, now: float) -> None:
         """This end's loop did not run for `seconds`."""
@@ -107,7 +119,7 @@ class Liveness:
         if self._asked > self._heard:
             if now < self._asked + self._retry:
                 return Verdict.FINE
-        elif silence < self._patience:
+        elif silence < (self._brisk if self._is_brisk else self._patience):
             return Verdict.FINE
         # Nothing was heard since this end asked with a beat; or QUIC needs to be awake.
         must_ping = self._asked > self._heard or now - self._heard_quic >= self._refresh
@@ -117,7 +129,7 @@ class Liveness:
     def quiet_until(self, now: float) -> float | None:
         """Until when nothing is to be done, on a link whose last question was answered."""
         if self._asked <= self._heard and self._hint_deadline is None:
-            ask_at = self._heard + self._patience
+            ask_at = self._heard + (self._brisk if self._is_brisk else self._patience)
             if now < ask_at:
                 return ask_at
         return None
@@ -130,7 +142,9 @@ class Liveness:
         """When `check` or `is_suspect` may say something new, if nothing is heard."""
         heard, hint = self._heard, self._hint_deadline
         if self._asked <= heard:
-            due = heard + self._patience  # the first thing to happen, but for a hint
+            due = heard + (
+                self._brisk if self._is_brisk else self._patience
+            )  # the first thing to happen, but for a hint
         else:
             due = min(self._asked + self._retry, heard + self._dead_after)
             suspect_at = heard + self._suspect_after

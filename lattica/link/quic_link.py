@@ -15,7 +15,7 @@ from lattica.link import header
 from lattica.link.draining import Draining, Farewell, is_idle
 from lattica.link.early import EarlyEvents
 from lattica.link.engine import Engine
-from lattica.link.interface import Link, LinkHandler, RemotePeer
+from lattica.link.interface import Drainable, Link, LinkHandler, RemotePeer
 from lattica.link.liveness import Verdict
 from lattica.link.outbox import PIECE, Outbox
 from lattica.link.owner import LinkOwner
@@ -24,6 +24,7 @@ from lattica.link.pulse import Pulse
 from lattica.link.refusals import CloseCode, code_of, error_of
 from lattica.link.sizing import Sizing
 from lattica.link.statistics import LinkStatistics, Meter, gather
+from lattica.path.addresses import is_local
 from lattica.path.interface import VirtualAddress
 from lattica.path.probes import ProbeKeys
 
@@ -77,6 +78,9 @@ class QuicLink:
         self.phase = Phase.HANDSHAKE
         self._started = self._born = now
         self._handshake = 0.0
+        self._work: Drainable | None = None  # the handler, if it can tell whether it is busy
+        self._is_local = False  # the other end is on this machine
+        self._is_brisk = False
         self._draining: Draining | None = None  # here
         self._farewell = Farewell()
         self._is_leaving = False  # the other end
@@ -265,6 +269,8 @@ class QuicLink:
                 break
         if self._draining is not None:
             self._draining.look(self._handler, self._in_flight())
+        if self._is_local and not self._is_brisk:
+            self._look_busy(now)
         self._arm()
 
     def answer(self) -> None:
@@ -287,6 +293,8 @@ class QuicLink:
         assert self._sizing is not None
         self._owner.link_due(self, min(self.liveness.due(now), self._sizing.begin(now)))
         self._handler = acceptor(self)
+        self._work = self._handler if isinstance(self._handler, Drainable) else None
+        self._is_local = is_local(self.address)
         self.settled.set()
         for event in self._early.take():
             self._handle(event)
@@ -333,6 +341,8 @@ class QuicLink:
                 return now
             assert self._sizing is not None
             look_again = self._sizing.check(now)
+            if self._is_brisk:
+                self._look_busy(now)
             if (due := self._pulse.quiet_until(now)) is not None:
                 return min(due, look_again)  # by far the most frequent outcome
             return min(self._check_life(now), look_again)
@@ -357,6 +367,15 @@ class QuicLink:
             text = f"nothing was heard for {silence:.1f} s"
             self.end(LinkLostError(text), CloseCode.LOST, text)
         return self.liveness.due(now)
+
+    def _look_busy(self, now: float) -> None:
+        """Listen more closely to a peer on this machine while somebody waits for it."""
+        is_brisk = self._work is not None and not self._work.is_idle
+        if is_brisk is not self._is_brisk:
+            self._is_brisk = is_brisk
+            self.liveness.set_brisk(is_brisk)
+            if is_brisk:
+                self._owner.link_due(self, self.liveness.due(now))
 
     def _suspicion(self, reason: str | None) -> None:
         if reason is None:

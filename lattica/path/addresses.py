@@ -66,3 +66,8 @@ def party(host: str) -> str:
             return str(ip.ipv4_mapped)
         return str(ipaddress.ip_network((ip, _IPV6_PREFIX), strict=False))
     return str(ip)
+
+
+def is_local(address: str) -> bool:
+    """Whether a `host:port` is on this machine's loopback interface; False for other texts."""
+    return is_loopback(address.rpartition(":")[0].strip("[]"))

@@ -15,7 +15,7 @@ from lattica.identity.keys import PeerId
 from lattica.link import header
 from lattica.link.book import MAX_ADDRESSES, AddressBook
 from lattica.link.closing import LINGER, MAX_CLOSING, Closing
-from lattica.link.liveness import HINT_PATIENCE, REFRESH, Liveness, Verdict
+from lattica.link.liveness import HINT_PATIENCE, REFRESH, REPEATED_HINT_PATIENCE, Liveness, Verdict
 from lattica.link.refusals import CloseCode, DuplicateLinkError, code_of, error_of
 from lattica.link.secrets import SecretsLog
 from lattica.path.interface import VirtualAddress
@@ -111,6 +111,28 @@ def test_a_hint_asks_once_and_then_waits_a_moment_only() -> None:
     assert liveness.on_hint(0.15) is Verdict.FINE
     assert liveness.check(0.1 + HINT_PATIENCE - 0.01) is not Verdict.DEAD
     assert liveness.check(0.1 + HINT_PATIENCE) is Verdict.DEAD
+
+
+def test_a_hint_that_is_repeated_to_the_question_is_believed_sooner() -> None:
+    liveness = Liveness(CONFIG, 0.0)
+    liveness.on_hint(0.1)
+    liveness.on_hint(0.101)
+    end = 0.101 + REPEATED_HINT_PATIENCE
+    assert liveness.check(end - 0.01) is not Verdict.DEAD
+    assert liveness.due(0.102) <= end
+    assert liveness.check(end) is Verdict.DEAD
+
+
+def test_a_brisk_link_asks_sooner_and_is_given_up_no_sooner() -> None:
+    liveness = Liveness(CONFIG, 0.0)
+    liveness.set_brisk(True)
+    steps = timeline(liveness, 0.0)
+    assert steps[0] == (CONFIG.brisk, Verdict.BEAT)
+    assert steps[-1] == (CONFIG.dead_after, Verdict.DEAD)
+    liveness = Liveness(CONFIG, 0.0)
+    liveness.set_brisk(True)
+    liveness.set_brisk(False)
+    assert timeline(liveness, 0.0)[0] == (CONFIG.heartbeat, Verdict.BEAT)
 
 
 def test_an_answer_refutes_a_hint() -> None:

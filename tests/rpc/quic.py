@@ -18,6 +18,7 @@ from lattica.rpc import Rpc
 AUTHORITY = Identity(b"the authority of these tests".ljust(32))
 SERVER = Identity(b"server".ljust(32))
 CLIENT = Identity(b"client".ljust(32))
+OTHER = Identity(b"other".ljust(32))
 STRANGER = Identity(b"stranger".ljust(32))
 
 

@@ -1,4 +1,7 @@
-"""A peer in a process of its own: prints its address, serves, ends when killed."""
+"""A peer in a process of its own: prints its address, serves, ends when killed.
+
+Arguments, both optional: the address to bind, and `other` to be the other peer.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ import sys
 
 import anyio
 
-from tests.rpc.quic import SERVER, address, peer
+from lattica.path.udp import UdpPath
+from tests.rpc.quic import OTHER, SERVER, address, peer
 from tests.rpc.services import Bench
 
 
 async def main() -> None:
-    async with peer(SERVER, "server") as rpc:
+    bind = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:0"
+    identity = OTHER if sys.argv[2:] == ["other"] else SERVER
+    async with peer(identity, "server", path=UdpPath.bind(bind)) as rpc:
         rpc.register("bench", Bench())
         print(address(rpc)[0], flush=True)
         await anyio.sleep_forever()
