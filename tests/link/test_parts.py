@@ -108,15 +108,14 @@ def test_an_answer_starts_the_count_again() -> None:
 def test_a_hint_asks_once_and_then_waits_a_moment_only() -> None:
     liveness = Liveness(CONFIG, 0.0)
     assert liveness.on_hint(0.1) is Verdict.PING
-    assert liveness.on_hint(0.15) is Verdict.FINE
     assert liveness.check(0.1 + HINT_PATIENCE - 0.01) is not Verdict.DEAD
     assert liveness.check(0.1 + HINT_PATIENCE) is Verdict.DEAD
 
 
 def test_a_hint_that_is_repeated_to_the_question_is_believed_sooner() -> None:
     liveness = Liveness(CONFIG, 0.0)
-    liveness.on_hint(0.1)
-    liveness.on_hint(0.101)
+    assert liveness.on_hint(0.1) is Verdict.PING
+    assert liveness.on_hint(0.101) is Verdict.FINE
     end = 0.101 + REPEATED_HINT_PATIENCE
     assert liveness.check(end - 0.01) is not Verdict.DEAD
     assert liveness.due(0.102) <= end
