@@ -21,6 +21,7 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     backoff_patience: float = 1.0  # a dial that would have to wait longer fails at once
     stable_after: float = 5.0  # a link that ended sooner counts as a failed dial
     drain_timeout: float = 1.0  # what is in flight at the end is waited for so long
+    qlog: str | None = None  # directory for traces of connections; None: what LATTICA_QLOG says
     max_links: int = 4096
     max_pending: int = 256  # handshakes in progress
     retry_above: int = 64  # handshakes in progress; dialers then show first where they are

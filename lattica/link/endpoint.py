@@ -27,7 +27,7 @@ from lattica.link.certificate import Certificate
 from lattica.link.dials import Dials
 from lattica.link.doorkeeper import Doorkeeper, Entry
 from lattica.link.engine import EngineConfig
-from lattica.link.engines import choose
+from lattica.link.engines import choose, trace_directory
 from lattica.link.interface import Link, LinkHandler
 from lattica.link.proof import Role
 from lattica.link.quic_link import Phase, QuicLink
@@ -68,6 +68,9 @@ class Endpoint:
         self.clock = clock or SystemClock()
         self.counters: Counter[str] = Counter()
         self._make_engine = choose(self.config.engine)
+        self._qlog = trace_directory(self.config.qlog)
+        if self._qlog is not None and self._make_engine.name != "aioquic":
+            logger.warning("only aioquic writes traces: set LATTICA_QUIC=aioquic as well")
         self._doorkeeper = Doorkeeper(self.config)
         self._certificate = Certificate.generate()
         self._acceptor: Callable[[Link], LinkHandler] | None = None
@@ -392,6 +395,7 @@ class Endpoint:
             size = header.MIN_INITIAL if self._make_engine.can_grow else self.config.datagram
         return EngineConfig(
             is_client=is_client,
+            qlog=self._qlog,
             certificate=self._certificate,
             datagram=max(header.MIN_INITIAL, min(size, self.config.max_datagram)),
             max_datagram=self.config.max_datagram,

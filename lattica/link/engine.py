@@ -7,6 +7,7 @@ the event loop's clock. Stream ids follow RFC 9000 §2.1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
@@ -29,6 +30,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_data: int = 16 * 1024 * 1024
     max_stream_data: int = 4 * 1024 * 1024
     max_streams: int = 1024  # open at once, of each kind, by the other end
+    qlog: Path | None = None  # where a trace is written when the connection is over
     max_unordered: int = 32 * 1024 * 1024  # held because something before them is missing
 
 
@@ -80,6 +82,10 @@ class EngineSink(Protocol):
 
 class Engine(Protocol):
     """One QUIC connection."""
+
+    def finish(self) -> None:
+        """The link is over, nothing more is asked of it: write its trace, if there is one."""
+        ...
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Sequence
-from typing import TextIO, cast
+from typing import TYPE_CHECKING, TextIO, cast
 
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
@@ -23,6 +23,9 @@ from lattica.link.outbox import Chunk
 from lattica.link.secrets import SecretsLog
 from lattica.link.streams import WaitingStreams
 from lattica.path.interface import VirtualAddress
+
+if TYPE_CHECKING:
+    from lattica.link.qlog import Qlog
 
 ALPN = "lattica"
 MAX_REASON = 200  # bytes of a close reason; it has to fit one packet
@@ -58,6 +61,11 @@ class AioquicEngine:
         """See `lattica.link.engine.EngineMaker`."""
         self._secrets = SecretsLog()
         self._max_unordered = config.max_unordered
+        self._qlog: Qlog | None = None
+        if config.qlog is not None:
+            from lattica.link.qlog import Qlog
+
+            self._qlog = Qlog(config.qlog)
         self._connection = _Connection(
             configuration=QuicConfiguration(
                 alpn_protocols=[ALPN],
@@ -74,6 +82,7 @@ class AioquicEngine:
                 max_data=config.max_data,
                 max_datagram_size=config.datagram,
                 max_stream_data=config.max_stream_data,
+                quic_logger=self._qlog,
                 private_key=config.certificate.key,
                 secrets_log_file=cast(TextIO, self._secrets),
                 supported_versions=[header.VERSION_1],
@@ -267,6 +276,10 @@ class AioquicEngine:
 
     def binding(self) -> bytes:
         return self._secrets.binding()
+
+    def finish(self) -> None:
+        if self._qlog is not None:
+            self._qlog.write()
 
     def close(self, code: int, reason: str) -> None:
         self._secrets.wipe()

@@ -262,6 +262,9 @@ class Qh3Engine:
     def binding(self) -> bytes:
         return self._secrets.binding()
 
+    def finish(self) -> None:
+        """Its core keeps no trace."""
+
     def close(self, code: int, reason: str) -> None:
         self._secrets.wipe()
         self._is_closed = True

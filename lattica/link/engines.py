@@ -1,14 +1,16 @@
-"""Which QUIC engine a peer uses."""
+"""Which QUIC engine a peer uses, and where it writes traces."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from lattica.errors import EngineError
 from lattica.link.engine import EngineMaker
 
 VARIABLE = "LATTICA_QUIC"
+TRACES = "LATTICA_QLOG"
 AUTO = "auto"
 NAMES = (AUTO, "aioquic", "qh3")
 
@@ -38,3 +40,9 @@ def choose(wanted: str = AUTO, environment: Mapping[str, str] = os.environ) -> E
     from lattica.link.engine_aioquic import AioquicEngine  # only who uses it pays for its import
 
     return AioquicEngine
+
+
+def trace_directory(wanted: str | None, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Where traces go: what the configuration says, else `LATTICA_QLOG`, else nowhere."""
+    text = wanted if wanted is not None else environment.get(TRACES, "")
+    return Path(text) if text else None

@@ -589,6 +589,7 @@ class QuicLink:
         self._outbox.clear()
         self.settled.set()
         self._owner.link_ended(self, last_words)
+        self._engine.finish()
         if was_open and self._handler is not None:
             # Not from within: this may be a handler's own call of `close`.
             self._loop.call_soon(self._handler.link_lost, error)
