@@ -17,7 +17,12 @@ from cryptography.hazmat.primitives import serialization
 from qh3._hazmat import Buffer, QuicConnectionCore, X25519KeyExchange, pull_quic_header
 from qh3.quic.configuration import QuicConfiguration
 from qh3.quic.connection import QuicConnection
-from qh3.quic.packet import pull_quic_transport_parameters, push_quic_transport_parameters
+from qh3.quic.packet import (
+    QuicErrorCode,
+    QuicFrameType,
+    pull_quic_transport_parameters,
+    push_quic_transport_parameters,
+)
 from qh3.quic.tls_bridge import QuicTlsBridge, QuicTlsBridgeError, QuicTlsCryptoData
 from qh3.tls import Epoch, SignatureAlgorithm
 
@@ -171,6 +176,9 @@ class Connection(QuicConnection):
                 self._drain_tls()
             except QuicTlsBridgeError as error:
                 self._fail(error.error_code, int(error.frame_type), error.reason_phrase)
+            except Exception as error:  # noqa: BLE001  (a stranger's bytes must not end the loop)
+                reason = f"cannot parse a TLS message: {type(error).__name__}"
+                self._fail(QuicErrorCode.CRYPTO_ERROR, int(QuicFrameType.CRYPTO), reason)
         elif kind == "handshake_done":
             self._handshake_confirmed = True
             core.handshake_confirmed()

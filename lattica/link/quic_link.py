@@ -30,6 +30,7 @@ from lattica.path.probes import ProbeKeys
 
 logger = logging.getLogger("lattica.link")
 
+HANDSHAKE_LIMIT = 128 * 1024  # bytes received before TLS is done; it takes a few thousand
 OWN_STREAM = 0
 GRANULARITY = 0.001  # seconds; RFC 9002 §6.1.2
 MAX_BURST = 256 * 1024  # bytes of data streams that one link sends before others have their turn
@@ -228,6 +229,8 @@ class QuicLink:
         self._meter.bytes_in += sum(map(len, datagrams))
         if self._engine.receive_many(datagrams, self._address, now):
             self._pulse.on_heard(now)
+        if self.phase is Phase.HANDSHAKE and self._meter.bytes_in > HANDSHAKE_LIMIT:
+            self.refuse(LinkRefusedError("too much data in the handshake"))
 
     def receive_beat(self, datagram: bytes, now: float) -> None:
         """Take in a datagram of a beat's size. There are no events after it."""

@@ -6,13 +6,16 @@ import os
 
 import anyio
 import pytest
+from aioquic.tls import Epoch
 
+from lattica.config import LinkConfig
 from lattica.identity import wire
 from lattica.identity.grants import Membership
 from lattica.link import header
 from lattica.link.early import EARLY_LIMIT
 from lattica.link.messages import Hello
 from lattica.link.proof import Proof, Role
+from lattica.link.quic_link import HANDSHAKE_LIMIT
 from lattica.link.refusals import CloseCode
 from lattica.path.memory import MemoryPath, PacketNetwork
 from tests.link.helpers import ALICE, BOB, CAROL, MESH, QUICK, Cheat, Peer, eventually, peer
@@ -265,3 +268,31 @@ async def test_data_far_ahead_of_a_gap_is_bounded(monkeypatch: pytest.MonkeyPatc
         await cheat.until_closed()
         assert "out of order" in cheat.reason or "sparse receive buffer" in cheat.reason
         assert not bob.endpoint._all
+
+
+async def test_garbage_in_place_of_tls_messages_ends_its_own_link_only() -> None:
+    network = PacketNetwork()
+    async with peer(BOB, network.path("b")) as bob:
+        for garbage in (b"\x04\0\0\x05trash", b"\x18\0\0\x01\x07", bytes(500)):
+            cheat = Cheat(network.path(f"x{garbage[:5].hex()}"), engine="aioquic")
+            await cheat.dial("b:1")
+            connection = cheat._engine._connection  # type: ignore[attr-defined]
+            connection._crypto_streams[Epoch.ONE_RTT].sender.write(garbage)
+            cheat.flush()
+            await cheat.until_closed()
+            assert cheat.code is None  # a transport error, told at once
+        await eventually(lambda: not bob.endpoint._all)
+        await check_alive(network, bob)
+
+
+async def test_a_handshake_that_never_gets_anywhere_is_cut_off() -> None:
+    network = PacketNetwork()
+    patient = LinkConfig(handshake_timeout=60.0)
+    async with peer(BOB, network.path("b"), config=patient) as bob:
+        sender = Sender(network.path("x"))
+        first = long_packet(1)
+        await sender.send(*[first] * (HANDSHAKE_LIMIT // len(first)))
+        assert len(bob.endpoint._all) == 1
+        await sender.send(first)
+        assert not bob.endpoint._all
+        assert bob.endpoint.counters["unproven:LinkRefusedError"] == 1
