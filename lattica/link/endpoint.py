@@ -26,7 +26,7 @@ from lattica.link.arbiter import DIAL_PATIENCE, Candidate, Ruling, stays
 from lattica.link.certificate import Certificate
 from lattica.link.dials import Dials
 from lattica.link.doorkeeper import Doorkeeper, Entry
-from lattica.link.engine import EngineConfig
+from lattica.link.engine import Engine, EngineConfig
 from lattica.link.engines import choose, trace_directory
 from lattica.link.interface import Link, LinkHandler
 from lattica.link.proof import Role
@@ -67,9 +67,9 @@ class Endpoint:
         self.config = config or LinkConfig()
         self.clock = clock or SystemClock()
         self.counters: Counter[str] = Counter()
-        self._make_engine = choose(self.config.engine)
+        self._engines = choose(self.config.engine)
         self._qlog = trace_directory(self.config.qlog)
-        if self._qlog is not None and self._make_engine.name != "aioquic":
+        if self._qlog is not None and self._engines.near.name != "aioquic":
             logger.warning("only aioquic writes traces: set LATTICA_QUIC=aioquic as well")
         self._doorkeeper = Doorkeeper(self.config)
         self._certificate = Certificate.generate()
@@ -150,8 +150,8 @@ class Endpoint:
 
     @property
     def engine_name(self) -> str:
-        """The QUIC engine in use: "aioquic" or "qh3"."""
-        return self._make_engine.name
+        """The QUIC engine for links nearby: "aioquic" or "qh3". A link tells its own."""
+        return self._engines.near.name
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -329,7 +329,7 @@ class Endpoint:
     async def start_link(self, peer: PeerId, address: str) -> QuicLink:
         """See `Dialer`."""
         virtual = await self.path.resolve(address)
-        engine = self._make_engine(self._engine_config(virtual, is_client=True))
+        engine = self._new_engine(virtual, is_client=True)
         now = self._loop.time()
         link = QuicLink(self, engine, virtual, role=Role.DIALER, now=now, expected=peer)
         self._add(link)
@@ -365,14 +365,16 @@ class Endpoint:
         if not self._is_running or len(self._links) >= self.config.max_links:
             self.counters["too_many_links"] += 1
             return None
-        decision = self._doorkeeper.decide(first, self.path.describe(address), self._pending, now)
+        source = self.path.describe(address)
+        decision = self._doorkeeper.decide(first, source, self._pending, now)
         if decision.entry is not Entry.ACCEPT:
             self.counters[decision.entry.value] += 1
             if decision.answer:
                 self.path.send([decision.answer], address)
             return None
-        engine = self._make_engine(
-            self._engine_config(address, is_client=False),
+        engine = self._new_engine(
+            address,
+            is_client=False,
             original_destination=decision.original_destination,
             retry_source=decision.retry_source,
         )
@@ -387,13 +389,21 @@ class Endpoint:
             self._reception.add(link, connection_id)
         self.path.hold(link.virtual_address)
 
-    def _engine_config(self, address: VirtualAddress, *, is_client: bool) -> EngineConfig:
+    def _new_engine(
+        self,
+        address: VirtualAddress,
+        *,
+        is_client: bool,
+        original_destination: bytes | None = None,
+        retry_source: bytes | None = None,
+    ) -> Engine:
+        make = self._engines.towards(self.path.describe(address))
         window = self.path.window_limit(address)
         size = self.path.datagram_limit(address)
         if size is None:
             # The least that QUIC needs passes wherever a link is possible; the rest is found.
-            size = header.MIN_INITIAL if self._make_engine.can_grow else self.config.datagram
-        return EngineConfig(
+            size = header.MIN_INITIAL if make.can_grow else self.config.datagram
+        config = EngineConfig(
             is_client=is_client,
             qlog=self._qlog,
             certificate=self._certificate,
@@ -403,6 +413,7 @@ class Endpoint:
             congestion="local" if window else "wan",
             max_unordered=MAX_UNORDERED,
         )
+        return make(config, original_destination=original_destination, retry_source=retry_source)
 
     def _rule_all(self) -> None:
         for link in tuple(self._candidates):

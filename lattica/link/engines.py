@@ -1,4 +1,4 @@
-"""Which QUIC engine a peer uses, and where it writes traces."""
+"""Which QUIC engine a link uses, and where it writes traces."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from lattica.errors import EngineError
+import msgspec
+
+from lattica.errors import AddressError, EngineError
 from lattica.link.engine import EngineMaker
+from lattica.path import addresses
 
 VARIABLE = "LATTICA_QUIC"
 TRACES = "LATTICA_QLOG"
@@ -15,8 +18,30 @@ AUTO = "auto"
 NAMES = (AUTO, "aioquic", "qh3")
 
 
-def choose(wanted: str = AUTO, environment: Mapping[str, str] = os.environ) -> EngineMaker:
-    """The engine called `wanted`; for "auto", what `LATTICA_QUIC` says, or the fastest there is.
+class Engines(msgspec.Struct, frozen=True):
+    """A peer's choice. Both ends of a link choose for themselves."""
+
+    near: EngineMaker  # this machine, the local network
+    far: EngineMaker  # public addresses
+
+    def towards(self, address: str) -> EngineMaker:
+        """The engine for a remote at `host:port`, or `tcp:host:port`, where nothing is lost."""
+        scheme, rest = addresses.split_scheme(address)
+        try:
+            host, _ = addresses.split(rest)
+        except AddressError:
+            return self.near
+        if scheme == addresses.TCP:
+            return self.near
+        return self.far if addresses.is_public(host) else self.near
+
+
+def choose(wanted: str = AUTO, environment: Mapping[str, str] = os.environ) -> Engines:
+    """The engine called `wanted`; for "auto", what `LATTICA_QUIC` says, or what is best.
+
+    Best is qh3, where it is installed, but towards public addresses aioquic: packets are lost
+    there by chance, which qh3's loss-based congestion control takes for congestion, and
+    there the processor is not what limits a link.
 
     Raises:
         EngineError: no engine has that name, or it is not installed.
@@ -26,18 +51,22 @@ def choose(wanted: str = AUTO, environment: Mapping[str, str] = os.environ) -> E
         wanted, source = environment.get(VARIABLE) or AUTO, VARIABLE
     if wanted not in NAMES:
         raise EngineError(f"{source} asks for the engine {wanted!r}; use one of {', '.join(NAMES)}")
-    if wanted != "aioquic":
-        try:
-            from lattica.link.engine_qh3 import Qh3Engine
-        except ImportError as error:
-            if wanted == "qh3":
-                raise EngineError(
-                    f"{source} asks for the engine qh3, which cannot be used ({error}); "
-                    "install it with: pip install 'lattica-mesh[fast]'"
-                ) from error
-        else:
-            return Qh3Engine
-    from lattica.link.engine_aioquic import AioquicEngine  # only who uses it pays for its import
+    if wanted == "aioquic":
+        return Engines(_aioquic(), _aioquic())
+    try:
+        from lattica.link.engine_qh3 import Qh3Engine
+    except ImportError as error:
+        if wanted == AUTO:
+            return Engines(_aioquic(), _aioquic())
+        raise EngineError(
+            f"{source} asks for the engine qh3, which cannot be used ({error}); "
+            "install it with: pip install 'lattica-mesh[fast]'"
+        ) from error
+    return Engines(Qh3Engine, _aioquic() if wanted == AUTO else Qh3Engine)
+
+
+def _aioquic() -> EngineMaker:
+    from lattica.link.engine_aioquic import AioquicEngine  # only who uses it imports it
 
     return AioquicEngine
 

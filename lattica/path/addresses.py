@@ -71,3 +71,12 @@ def party(host: str) -> str:
 def is_local(address: str) -> bool:
     """Whether a `host:port` is on this machine's loopback interface; False for other texts."""
     return is_loopback(address.rpartition(":")[0].strip("[]"))
+
+
+def is_public(host: str) -> bool:
+    """Whether packets to `host` leave the local network, as far as its address tells."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return not address.is_private

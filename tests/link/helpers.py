@@ -167,7 +167,7 @@ class Cheat:
 
     def __init__(self, path: Path, *, engine: str = "auto") -> None:
         self._path = path
-        self._engine = choose(engine)(
+        self._engine = choose(engine).near(
             EngineConfig(is_client=True, certificate=Certificate.generate(), datagram=1452)
         )
         self._loop = asyncio.get_running_loop()

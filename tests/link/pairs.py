@@ -84,7 +84,7 @@ class EnginePair:
         self._names = client, server
         self._server_config = server_config or config(is_client=False)
         self._flying: list[tuple[float, bool, bytes]] = []
-        self.client = End(choose(client)(client_config or config(is_client=True)))
+        self.client = End(choose(client).near(client_config or config(is_client=True)))
         self.server: End | None = None
         self.client.engine.connect(ADDRESS, self.now)
 
@@ -139,7 +139,9 @@ class EnginePair:
             first = header.parse_long(datagrams[0])
             assert first is not None
             self.server = End(
-                choose(self._names[1])(self._server_config, original_destination=first.destination)
+                choose(self._names[1]).near(
+                    self._server_config, original_destination=first.destination
+                )
             )
         end = self.server if to_server else self.client
         assert end is not None

@@ -191,7 +191,7 @@ async def test_a_retry_is_followed_over_a_lossy_network(engine: str) -> None:
 async def test_a_damaged_or_foreign_retry_is_ignored(engine: str) -> None:
     address = VirtualAddress("test", 1)
     config = EngineConfig(is_client=True, certificate=Certificate.generate(), datagram=1452)
-    client = choose()(config)
+    client = choose().near(config)
     client.connect(address, 1.0)
     first = header.parse_long(client.datagrams(1.0)[0])
     assert first is not None
