@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from lattica.errors import FrameError
 from lattica.rpc import messages as m
 from lattica.rpc.channel import Channel
+from lattica.rpc.credit import CreditWindow
 
 
 class BodySender:
@@ -32,7 +34,7 @@ class BodySender:
 
     def grant(self, limit: int) -> None:
         """See `Source`."""
-        check_credit(limit, self._sent, self._channel.peer_window)
+        self._channel.check_credit(self._stream, limit, self._sent)
         self._limit = max(self._limit, limit)
         self._pump()
 
@@ -78,6 +80,7 @@ class BodyReceiver:
         self._total = 0
         self._stream = -1
         self._data = bytearray()
+        self._window = CreditWindow(channel.window, channel.growth)
         self._granted = channel.window
         self._ended = False
         self._is_taken = False
@@ -125,7 +128,8 @@ class BodyReceiver:
         if arrived > self._total or (self._ended and arrived != self._total):
             raise FrameError(f"a body of {arrived} bytes instead of {self._total}")
         if self._ended:
-            self._take()
+            self._channel.send(m.Taken(self._stream))
+            self._window.close()
             self._channel.release(self)
             done("")
         elif self._granted < self._total and self._channel.admit(self):
@@ -133,14 +137,16 @@ class BodyReceiver:
 
     def resume(self) -> None:
         """It is this body's turn to be given credit."""
-        window = self._channel.window
+        channel, now = self._channel, asyncio.get_running_loop().time()
+        window = self._window.taken(len(self._data), channel.link.rtt, now)
         if len(self._data) + window - self._granted >= window // 4:
             self._granted = len(self._data) + window
-            self._channel.send(m.Credit(self._stream, self._granted))
+            channel.send(m.Credit(self._stream, self._granted))
 
     def cut(self, code: int) -> None:
         """See `Sink`."""
         self._cut = True
+        self._window.close()
         self._data = bytearray()
         self._channel.count_early(-self._early)
         self._early = 0
@@ -151,6 +157,7 @@ class BodyReceiver:
     def abandon(self, code: int = m.CANCELLED) -> None:
         """Take in no more."""
         self._done = _nobody
+        self._window.close()
         self._channel.count_early(-self._early)
         self._early = 0
         self._channel.release(self)
@@ -175,16 +182,6 @@ class BodyReceiver:
             views.append(whole[at : at + size])
             at += size
         return views
-
-
-def check_credit(limit: int, sent: int, window: int) -> None:
-    """An honest receiver allows a window more than it has, and it has no more than was sent.
-
-    Raises:
-        FrameError: it allows more, so that we would queue without bound.
-    """
-    if limit > sent + window:
-        raise FrameError("credit for more than a window ahead")
 
 
 def _nobody(problem: str) -> None:

@@ -15,6 +15,7 @@ from lattica.errors import CallLostError, FrameError, LinkError, LinkLostError
 from lattica.link.interface import Link
 from lattica.rpc import messages as m
 from lattica.rpc.codec import Encoder
+from lattica.rpc.credit import Allowance, Growth
 from lattica.rpc.framing import Batch, FrameReader, frame
 from lattica.rpc.interface import Body, Events, Receiver, Sink, Source
 
@@ -39,6 +40,8 @@ class Channel:
         self._events = events
         self._loop = asyncio.get_running_loop()
         self.window = min(max(m.INITIAL_CREDIT, config.stream_window), m.MAX_WINDOW)
+        self.growth = Growth()
+        self._allowance = Allowance()
         self.peer_window = m.INITIAL_CREDIT
         self.peer_streams = config.max_streams_per_peer
         self.error: LinkError | None = None
@@ -223,6 +226,10 @@ class Channel:
         self._start_bodies()
         if self._placeless and self.has_place_for_items:
             self._give_place()
+
+    def check_credit(self, stream: int, limit: int, sent: int) -> None:
+        """See `Allowance.check`."""
+        self._allowance.check(stream, limit, sent, self.peer_window, self._sources)
 
     def _start_bodies(self) -> None:
         while self._bodies and self.has_place and self.error is None:

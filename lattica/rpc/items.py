@@ -10,9 +10,9 @@ import msgspec
 
 from lattica.errors import BadResultError, FrameError, LatticaError, StreamTruncatedError
 from lattica.rpc import messages as m
-from lattica.rpc.bodies import check_credit
 from lattica.rpc.channel import Channel
 from lattica.rpc.codec import DECODE_ERRORS, ENCODE_ERRORS, Encoder
+from lattica.rpc.credit import CreditWindow
 from lattica.rpc.framing import PREFIX, frame
 from lattica.rpc.itemtypes import Arrived, ItemType
 from lattica.rpc.regions import Region
@@ -120,7 +120,7 @@ class ItemWriter:
 
     def grant(self, limit: int) -> None:
         """See `Source`."""
-        check_credit(limit, self._sent, self._channel.peer_window)
+        self._channel.check_credit(self._stream, limit, self._sent)
         self._limit = max(self._limit, limit)
         self._set_due()
         self._wake()
@@ -211,7 +211,7 @@ class ItemReader:
         self._kind = kind
         self._is_early = is_early
         self._channel = channel
-        self._window = channel.window
+        self._window = CreditWindow(channel.window, channel.growth)
         self._loop = asyncio.get_running_loop()
         self._stream = -1
         self._attached = False
@@ -221,7 +221,7 @@ class ItemReader:
         self._item_bytes = 0
         self._region = Region(0)
         self._arrived = self._taken = self._held = 0
-        self._granted = self._window
+        self._granted = channel.window
         self._since_yield = 0
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
@@ -274,6 +274,7 @@ class ItemReader:
                 raise FrameError("bytes after the end of an item stream")
         if end:
             self._stream = -1
+            self._window.close()
             self.fail(StreamTruncatedError("the item stream ended before its end"))
         self._notify()
 
@@ -349,6 +350,7 @@ class ItemReader:
     def cut(self, code: int) -> None:
         """See `Sink`."""
         self._stream = -1
+        self._window.close()
         self.fail(StreamTruncatedError("the item stream was cut before its end"))
 
     # -------------------------------------------------------------- the consumer
@@ -371,6 +373,7 @@ class ItemReader:
 
     def _stop(self, code: int = m.CANCELLED) -> None:
         self._closed = True
+        self._window.close()
         self._item, self._region = None, Region(0)
         self._rest = bytearray()
         if self._stream >= 0:
@@ -421,7 +424,8 @@ class ItemReader:
         # While the consumer waits it takes each byte as it comes: else an item larger than
         # the window could never arrive.
         taken = self._taken if self._waiter is None else self._arrived
-        limit = taken + self._window
-        if limit - self._granted >= self._window // 4:
+        window = self._window.taken(taken, self._channel.link.rtt, self._loop.time())
+        limit = taken + window
+        if limit - self._granted >= window // 4:
             self._granted = limit
             self._channel.send(m.Credit(self._stream, limit))
