@@ -8,11 +8,14 @@ more than a piece and what is in flight already. Bidirectional streams are contr
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 from typing import Protocol
 
 Chunk = bytes | bytearray | memoryview
 
 PIECE = 64 * 1024  # bytes of data streams handed over at a time: a few datagrams
+TURN = 4  # of so many pieces one goes to the stream that has waited longest
+LOOK = 32  # streams among which the shortest is looked for
 _END = b""
 
 
@@ -27,11 +30,12 @@ class Sends(Protocol):
 class _Stream:
     """Chunks of one data stream, in order."""
 
-    __slots__ = ("chunks", "ends")
+    __slots__ = ("chunks", "ends", "size")
 
     def __init__(self) -> None:
         self.chunks: deque[Chunk] = deque()
         self.ends = False
+        self.size = 0  # bytes
 
 
 class Outbox:
@@ -42,6 +46,7 @@ class Outbox:
         self._control_ends: set[int] = set()
         self._data: dict[int, _Stream] = {}  # the first one is served next
         self._size = 0
+        self._piece = 0
 
     def __len__(self) -> int:
         """Bytes of data streams that wait."""
@@ -68,6 +73,7 @@ class Outbox:
             stream = self._data[stream_id] = _Stream()
         if chunk:
             stream.chunks.append(chunk)
+            stream.size += _nbytes(chunk)
             self._size += _nbytes(chunk)
         if end:
             stream.ends = True
@@ -78,7 +84,7 @@ class Outbox:
         self._control_ends.discard(stream_id)
         stream = self._data.pop(stream_id, None)
         if stream is not None:
-            self._size -= sum(map(_nbytes, stream.chunks))
+            self._size -= stream.size
 
     def clear(self) -> None:
         """Forget everything."""
@@ -98,10 +104,10 @@ class Outbox:
         self._control_ends.clear()
 
     def push_data(self, engine: Sends, room: int = PIECE) -> int:
-        """Hand over at most `room` bytes, each stream in its turn; how many they were."""
+        """Hand over at most `room` bytes, from one stream after another; how many they were."""
         left = room
         while self._data and left > 0:
-            stream_id, stream = next(iter(self._data.items()))
+            stream_id, stream = self._next()
             chunks = stream.chunks
             while chunks and left > 0:
                 chunk = chunks.popleft()
@@ -111,6 +117,7 @@ class Outbox:
                     chunks.appendleft(view[left:])
                     chunk, size = view[:left], left
                 left -= size
+                stream.size -= size
                 self._size -= size
                 engine.send(stream_id, chunk, stream.ends and not chunks)
                 if stream.ends and not chunks:
@@ -121,6 +128,23 @@ class Outbox:
             elif stream.ends:
                 engine.send(stream_id, _END, True)
         return room - left
+
+    def _next(self) -> tuple[int, _Stream]:
+        """The stream to take a piece of.
+
+        Streams that can be finished are, the shortest first: if bodies of one size shared the
+        line, all would be late, and their answers would then meet on an empty way back. Every
+        so often it is the turn of whoever has waited longest.
+        """
+        found = next(iter(self._data.items()))
+        self._piece += 1
+        if self._piece % TURN:
+            least = -1
+            for each in islice(self._data.items(), LOOK):
+                stream = each[1]
+                if stream.ends and (least < 0 or stream.size < least):
+                    found, least = each, stream.size
+        return found
 
 
 def _nbytes(chunk: Chunk) -> int:

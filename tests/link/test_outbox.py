@@ -73,6 +73,23 @@ def test_streams_take_turns() -> None:
     assert len(outbox) == 1010 - 200
 
 
+def test_bodies_of_one_size_end_one_after_another_and_nobody_is_forgotten() -> None:
+    outbox, engine = Outbox(), Engine()
+    outbox.write(2, bytes(10_000), end=False)  # one without an end in sight
+    for stream in range(6, 30, 4):
+        outbox.write(stream, bytes(1000), end=True)
+    ended_after = []
+    for pieces in range(1, 200):
+        outbox.push_data(engine, 100)
+        while len(ended_after) < len(engine.ended):
+            ended_after.append(pieces)
+        if len(engine.ended) == 6:
+            break
+    # If they shared, the first would end after five sixths of the time of all.
+    assert ended_after[0] <= ended_after[-1] / 3
+    assert len(engine.streams[2]) >= 100
+
+
 def test_what_is_dropped_is_not_sent() -> None:
     outbox, engine = Outbox(), Engine()
     outbox.write(2, bytes(1000), end=True)
