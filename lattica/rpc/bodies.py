@@ -128,7 +128,7 @@ class BodyReceiver:
         if arrived > self._total or (self._ended and arrived != self._total):
             raise FrameError(f"a body of {arrived} bytes instead of {self._total}")
         if self._ended:
-            self._channel.send(m.Taken(self._stream))
+            self._take()
             self._window.close()
             self._channel.release(self)
             done("")

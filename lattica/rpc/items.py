@@ -32,6 +32,8 @@ class Stopped(Exception):  # noqa: N818 - a signal within this package, not an e
 class ItemWriter:
     """Sends items; small ones of one turn of the loop share a frame and a write."""
 
+    is_written = False  # it is a channel's source only until then
+
     def __init__(self, channel: Channel, header: m.Items, encoder: Encoder, kind: ItemType) -> None:
         self._channel = channel
         self._encoder = encoder
