@@ -3,7 +3,9 @@
 Each round has two fresh processes, because memory once used hides what the next upload
 needs. Each end reads the kernel's own peak of its resident memory (`VmHWM`) and takes off
 what was resident just before, when the sender's body existed already and some calls had
-warmed both up. The sum of both peaks is at least the peak of the sum.
+warmed both up. As a `value` the body is one argument; as a `file` it is a stream of 256
+KiB pieces, which the other end writes to a file as they come. The sum of both peaks is at
+least the peak of the sum.
 
 As a client, `python -m bench.memory ENGINE SEED WHERE WAY` uploads once and prints a line.
 """
@@ -11,7 +13,7 @@ As a client, `python -m bench.memory ENGINE SEED WHERE WAY` uploads once and pri
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
 from functools import partial
 
 import anyio
@@ -19,26 +21,23 @@ import anyio
 from bench import mesh
 from bench.peak import Peak
 from bench.processes import other
-from bench.rows import Measure, Row, row, unmeasured
+from bench.rows import Measure, Row, row
 from bench.run import Run
-from lattica.config import MIB
+from lattica.config import KIB, MIB
 from lattica.identity import wire
 from lattica.identity.keys import Identity
 from lattica.rpc import Buffer
 
-WAYS = {"upload64m_memory": "value"}
-MEASURES = ("upload64m_memory", "upload64m_memory_file")
+WAYS = {"upload64m_memory": "value", "upload64m_memory_file": "file"}
+MEASURES = tuple(WAYS)
 BODY = 64 * MIB
+PIECE = 256 * KIB
 
 
 async def rows(run: Run, wanted: Collection[str]) -> list[Row]:
     """The rows among `wanted`."""
     result: list[Row] = []
     for measure in wanted:
-        if measure not in WAYS:
-            reason = "methods do not take streams yet"
-            result += [unmeasured(measure, engine, reason) for engine in run.engines]
-            continue
         contestants: list[Measure] = [
             partial(_upload, run, engine, WAYS[measure]) for engine in run.engines
         ]
@@ -68,9 +67,18 @@ async def main(engine: str, seed: str, where: str, way: str) -> None:
     async with mesh.client(authority, server, mesh.link_config(engine)) as client:
         for _ in range(20):
             assert await client.stub.take(Buffer(body.data[: 64 * 1024])) == 64 * 1024
+
+        async def pieces(nbytes: int) -> AsyncIterator[Buffer]:
+            for at in range(0, nbytes, PIECE):
+                yield Buffer(body.data[at : at + PIECE])
+
+        assert await client.stub.store(pieces(PIECE)) == PIECE
         await client.stub.watch_memory()
         here = Peak()
-        assert await client.stub.take(body) == BODY
+        if way == "file":
+            assert await client.stub.store(pieces(BODY)) == BODY
+        else:
+            assert await client.stub.take(body) == BODY
         print(here.extra() + await client.stub.peak(), flush=True)
 
 

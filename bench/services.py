@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator
 
 from bench.peak import Peak
@@ -26,6 +27,14 @@ class Service:
     async def take(self, data: Buffer) -> int:
         """How many bytes came."""
         return len(data)
+
+    @method()
+    async def store(self, pieces: AsyncIterator[Buffer]) -> int:
+        """Writes what comes to a file, as it comes; how many bytes came."""
+        with tempfile.TemporaryFile() as file:
+            async for piece in pieces:
+                file.write(piece.data)
+            return file.tell()
 
     @method()
     async def items(self, size: int) -> AsyncIterator[bytes]:

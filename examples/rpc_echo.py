@@ -1,6 +1,6 @@
 """`python -m examples.rpc_echo`: the RPC layer by itself, between two peers in one process.
 
-Serves a class, calls it through a typed stub: values, raw bytes, items, and what
+Serves a class, calls it through a typed stub: values, raw bytes, items both ways, and what
 goes wrong. Over a network the two halves run on two machines; nothing else changes.
 """
 
@@ -48,6 +48,11 @@ class Echo:
         for number in range(upto):
             yield number
 
+    @method(max_concurrency=4)
+    async def total(self, numbers: AsyncIterator[int]) -> int:
+        """Items from the caller, while the call runs."""
+        return sum([number async for number in numbers])
+
     @method()
     async def divide(self, a: float, b: float) -> float:
         """May raise: the caller gets a `RemoteError`."""
@@ -91,6 +96,12 @@ async def main() -> None:
         print(await echo.greet("world", shout=True))
         print(bytes(await echo.reverse(Buffer(b"stressed"))))
         print([number async for number in echo.count(5)])
+
+        async def numbers() -> AsyncIterator[int]:
+            for number in range(101):
+                yield number
+
+        print(await echo.total(numbers()))
 
         try:
             await echo.divide(1, 0)

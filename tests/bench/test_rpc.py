@@ -65,7 +65,7 @@ def test_the_command_writes_the_rows_it_was_asked_for(tmp_path: Path) -> None:
     [
         (echo, ["echo128_c64", "echo128_c64_floor", "echo128_c1024", "upload256k_c8"]),
         (streams, ["items128", "mixed_p50", "mixed_bulk"]),
-        (memory, ["upload64m_memory"]),
+        (memory, ["upload64m_memory", "upload64m_memory_file"]),
         (connect, ["connect"]),
         (faults, ["dead_peer", "dead_peer_silent", "dead_peer_frozen"]),
     ],

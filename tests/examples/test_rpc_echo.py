@@ -20,12 +20,13 @@ def test_it_prints_what_each_call_gave() -> None:
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[:4] == [
+    assert lines[:5] == [
         "Greeting(text='HELLO WORLD', to='client')",
         "b'desserts'",
         "[0, 1, 2, 3, 4]",
+        "5050",
         "ZeroDivisionError: float division by zero",
     ]
-    assert lines[4].startswith("refused: greet")
-    assert lines[5].startswith("too late: ")
+    assert lines[5].startswith("refused: greet")
+    assert lines[6].startswith("too late: ")
     assert done.stderr == ""
