@@ -29,7 +29,7 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     handshake_burst: float = 100.0
     socket_buffer: int = 4 * MIB
     datagram: int = 1452  # largest sent by an engine that cannot enlarge it, path unknown
-    max_datagram: int = 16_384  # none larger is ever sent, whatever the path takes
+    max_datagram: int = 61_440  # none larger is ever sent, whatever the path takes
     engine: str = "auto"  # or "aioquic", "qh3"; "auto" heeds the variable LATTICA_QUIC
 
 

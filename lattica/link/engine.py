@@ -115,6 +115,11 @@ class Engine(Protocol):
         """Bytes of streams that wait to be sent a first time. Cheap: asked once a flush."""
         ...
 
+    @property
+    def datagram(self) -> int:
+        """Bytes of the largest datagram that is sent now. Cheap."""
+        ...
+
     def set_datagram(self, size: int) -> None:
         """From now on send datagrams of at most `size` bytes: the path has changed.
 

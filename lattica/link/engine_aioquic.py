@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import QuicErrorCode
 from aioquic.tls import CipherSuite, Group
 
 from lattica.link import congestion, header
+from lattica.link.aioquic_connection import AioquicConnection
 from lattica.link.engine import EngineConfig, EngineSink, EngineStats
 from lattica.link.outbox import Chunk
 from lattica.link.secrets import SecretsLog
@@ -34,15 +34,6 @@ _LIVE_STREAMS = 1024  # of ours in aioquic at once: it walks over all of them fo
 
 # aioquic warns about every malformed packet: a stranger could fill the log.
 logging.getLogger("quic").setLevel(logging.ERROR)
-
-
-class _Connection(QuicConnection):
-    """Its client sends a key share for every curve that it knows: one is enough."""
-
-    def _initialize(self, peer_cid: bytes) -> None:
-        super()._initialize(peer_cid)
-        # Two NIST curves and X448 cost more than the whole rest of the key exchange.
-        self.tls._supported_groups = [Group.X25519]
 
 
 class AioquicEngine:
@@ -66,7 +57,7 @@ class AioquicEngine:
             from lattica.link.qlog import Qlog
 
             self._qlog = Qlog(config.qlog)
-        self._connection = _Connection(
+        self._connection = AioquicConnection(
             configuration=QuicConfiguration(
                 alpn_protocols=[ALPN],
                 certificate=config.certificate.certificate,
@@ -142,6 +133,10 @@ class AioquicEngine:
         # Flow control counts each byte of the streams when it is sent first.
         sent = self._connection._remote_max_data_used
         return self._waiting.size + max(0, self._handed - sent)
+
+    @property
+    def datagram(self) -> int:
+        return self._connection._max_datagram_size
 
     def set_datagram(self, size: int) -> None:
         self._datagram = size

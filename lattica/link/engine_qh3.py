@@ -103,6 +103,10 @@ class Qh3Engine:
         core = self._connection.core
         return self._waiting.size + (0 if core is None else core.get_send_buffer_size())
 
+    @property
+    def datagram(self) -> int:
+        return self._shrink_to or self._config.datagram
+
     def set_datagram(self, size: int) -> None:
         self._shrink_to = max(size, MIN_INITIAL)  # when next something is sent
 

@@ -13,10 +13,18 @@ from typing import Protocol
 
 Chunk = bytes | bytearray | memoryview
 
-PIECE = 64 * 1024  # bytes of data streams handed over at a time: a few datagrams
+PIECE = 64 * 1024  # bytes of data streams handed over at a time, at least,
+DATAGRAMS = 4  # and as many datagrams
+HEADERS = 64  # bytes of a datagram that are no stream's, about
 TURN = 4  # of so many pieces one goes to the stream that has waited longest
 LOOK = 32  # streams among which the shortest is looked for
 _END = b""
+
+
+def piece(datagram: int) -> int:
+    """Bytes to hand over at a time: whole datagrams, or each piece would end in a small one."""
+    payload = datagram - HEADERS
+    return max(DATAGRAMS, PIECE // payload) * payload
 
 
 class Sends(Protocol):

@@ -17,7 +17,7 @@ from lattica.link.early import EarlyEvents
 from lattica.link.engine import Engine
 from lattica.link.interface import Drainable, Link, LinkHandler, RemotePeer
 from lattica.link.liveness import Verdict
-from lattica.link.outbox import PIECE, Outbox
+from lattica.link.outbox import Outbox, piece
 from lattica.link.owner import LinkOwner
 from lattica.link.proof import Proof, Role, Step
 from lattica.link.pulse import Pulse
@@ -154,8 +154,9 @@ class QuicLink:
     ) -> None:
         if self.phase is not Phase.OPEN:
             self._check_open()
-        chunk = data if lent or type(data) is bytes else bytes(data)
-        self._outbox.write(stream_id, chunk, end=end)
+        if not lent and type(data) is not bytes and not _is_frozen(data):
+            data = bytes(data)
+        self._outbox.write(stream_id, data, end=end)
         if not self._is_flushing:
             self._owner.link_dirty(self)
 
@@ -260,9 +261,10 @@ class QuicLink:
         engine, outbox = self._engine, self._outbox
         outbox.push_control(engine)
         burst = 0
+        size = piece(engine.datagram) if outbox.has_data else 0
         while True:
-            if outbox.has_data and engine.unsent() < PIECE:
-                burst += outbox.push_data(engine)
+            if outbox.has_data and engine.unsent() < size:
+                burst += outbox.push_data(engine, size)
             datagrams = engine.datagrams(now)
             self._send(datagrams)
             if not outbox.has_data or not datagrams or engine.unsent():
@@ -596,3 +598,8 @@ class QuicLink:
         if was_open and self._handler is not None:
             # Not from within: this may be a handler's own call of `close`.
             self._loop.call_soon(self._handler.link_lost, error)
+
+
+def _is_frozen(data: object) -> bool:
+    """Whether nobody can change it: a view of bytes, so that no copy is needed."""
+    return type(data) is memoryview and type(data.obj) is bytes

@@ -9,7 +9,7 @@ from itertools import islice
 from lattica.errors import PathError
 
 PREFIX = 2  # bytes
-MAX_FRAME = 16_384  # bytes of a datagram; what QUIC's two-byte lengths can express
+MAX_FRAME = 61_440  # bytes of a datagram
 _MAX_PARTS = 1024  # in one send: what Linux allows
 _MAX_SEND = 1024 * 1024  # bytes in one send, about; more would only be listed in vain
 
