@@ -146,6 +146,9 @@ def install(connection: QuicConnection, window: int) -> ModelControl | BoundedRe
     else:
         assert isinstance(control, BoundedReno)
         control.limit = max(window, control.congestion_window)
+        # Paced by aioquic's own, small datagrams would leave 16 a millisecond: on loopback what
+        # the other end has not read yet is bounded by the window, and nothing lies in between.
+        recovery._pacer = Pacer(connection._max_datagram_size)  # type: ignore[assignment]
     return control
 
 
