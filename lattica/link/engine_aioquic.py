@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.packet import QuicErrorCode
-from aioquic.tls import CipherSuite, Group
+from aioquic.tls import CipherSuite
 
 from lattica.link import congestion, header
 from lattica.link.aioquic_connection import AioquicConnection

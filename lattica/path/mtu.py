@@ -20,8 +20,8 @@ import msgspec
 
 BASE = 1200  # bytes; RFC 8899 §5.1.2, and what every QUIC path must carry (RFC 9000 §14)
 # UDP payloads: IPv6's least, WireGuard, Ethernet over IPv6 with PPPoE to spare and over
-# IPv4, jumbo frames of two kinds, and the largest that QUIC is used with here.
-SIZES = (1232, 1392, 1452, 1472, 4_000, 8_952, 16_384)
+# IPv4, jumbo frames of two kinds, and what only loopback and a few fabrics carry.
+SIZES = (1232, 1392, 1452, 1472, 4_000, 8_952, 16_384, 61_440)
 MAX_LOST = 3  # probes of up to a size that are lost before it counts as too large (MAX_PROBES)
 PRECISION = 32  # bytes; a search that has come so close to the limit is done
 NARROWING = 3  # sizes in a round between two that are known

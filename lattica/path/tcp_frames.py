@@ -10,6 +10,7 @@ from lattica.errors import PathError
 
 PREFIX = 2  # bytes
 MAX_FRAME = 61_440  # bytes of a datagram
+MAX_FIRST = 16_384  # bytes of the first one, a handshake's: so text is not taken for a length
 _MAX_PARTS = 1024  # in one send: what Linux allows
 _MAX_SEND = 1024 * 1024  # bytes in one send, about; more would only be listed in vain
 
@@ -23,6 +24,7 @@ class FrameReader:
 
     def __init__(self) -> None:
         self._rest = b""
+        self._limit = MAX_FIRST
 
     @property
     def held(self) -> int:
@@ -40,13 +42,14 @@ class FrameReader:
         frames, start, size = [], 0, len(data)
         while size - start >= PREFIX:
             length = data[start] << 8 | data[start + 1]
-            if not 0 < length <= MAX_FRAME:
-                raise FrameError(f"a frame of {length} bytes; 1 to {MAX_FRAME} are allowed")
+            if not 0 < length <= self._limit:
+                raise FrameError(f"a frame of {length} bytes; 1 to {self._limit} are allowed")
             end = start + PREFIX + length
             if end > size:
                 break
             frames.append(data[start + PREFIX : end])
             start = end
+            self._limit = MAX_FRAME
         self._rest = data[start:]
         return frames
 

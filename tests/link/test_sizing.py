@@ -14,7 +14,7 @@ from lattica.config import LinkConfig
 from lattica.path.interface import PROBE, PROBE_REPLY, VirtualAddress
 from lattica.path.memory import Conditions, PacketNetwork
 from lattica.path.probes import OVERHEAD, ProbeKeys, Prober, tag_of
-from lattica.path.udp import UdpPath
+from lattica.path.udp import LOOPBACK_DATAGRAM, UdpPath
 from lattica.virtual_loop import VirtualLoop
 from tests.link.helpers import ALICE, BOB, QUICK, Peer, eventually, exchange, peer, two
 
@@ -276,10 +276,10 @@ class TestRealSockets:
         ):
             await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
             await bob.until_linked(alice)
-            assert size(alice, bob) == size(bob, alice) == 16_384
+            assert size(alice, bob) == size(bob, alice) == LOOPBACK_DATAGRAM
             await exchange(alice.to(bob).link, bob.to(alice), bytes(3_000_000))
             await anyio.sleep(0.3)
-            assert size(alice, bob) == 16_384
+            assert size(alice, bob) == LOOPBACK_DATAGRAM
             assert alice.endpoint.counters["datagram_shrunk"] == 0
 
     @GROWING
@@ -294,4 +294,4 @@ class TestRealSockets:
         ):
             await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
             await bob.until_linked(alice)
-            await eventually(lambda: size(alice, bob) == size(bob, alice) == 16_384)
+            await eventually(lambda: size(alice, bob) == size(bob, alice) == LOOPBACK_DATAGRAM)

@@ -19,6 +19,7 @@ from lattica.config import LinkConfig
 from lattica.errors import UnreachableError
 from lattica.path.combined import CombinedPath
 from lattica.path.tcp import TcpPath
+from lattica.path.tcp_frames import MAX_FRAME
 from lattica.path.udp import UdpPath
 from tests.link.helpers import ALICE, BOB, CAROL, Peer, eventually, exchange, peer
 
@@ -75,7 +76,7 @@ async def test_bytes_both_ways_in_large_datagrams_without_a_loss() -> None:
         for one in (alice, bob):
             assert one.endpoint.path.counters["send_queue_full"] == 0
             link = one.endpoint.current()[0]
-            assert link.statistics().datagram == 16_384
+            assert link.statistics().datagram == MAX_FRAME
 
 
 async def test_a_refused_udp_address_does_not_stand_in_the_way() -> None:

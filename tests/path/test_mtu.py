@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lattica.path.mtu import BASE, PRECISION, SIZES, MtuSearch, MtuTimers, Phase
 
-LIMIT = 16_384
+LIMIT = 61_440
 RTT = 0.05
 TIMERS = MtuTimers(probe_timeout=0.1, confirm_every=1.0, raise_every=600.0)
 

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lattica.path.tcp_frames import MAX_FRAME, PREFIX, FrameError, FrameReader, FrameWriter
+from lattica.path.tcp_frames import (
+    MAX_FIRST,
+    MAX_FRAME,
+    PREFIX,
+    FrameError,
+    FrameReader,
+    FrameWriter,
+)
 
 DATAGRAMS = st.lists(st.binary(min_size=1, max_size=300), max_size=40)
 
@@ -43,6 +50,7 @@ def test_any_chunking_gives_the_same_datagrams(
 def test_a_long_queue_leaves_in_bounded_pieces() -> None:
     writer, reader = FrameWriter(64 << 20), FrameReader()
     large, small = [bytes((index,)) * MAX_FRAME for index in range(200)], [b"x"] * 3000
+    large[0] = large[0][:MAX_FIRST]
     assert writer.add([*large, *small]) == 0
     received: list[bytes] = []
     while writer.size:
@@ -67,10 +75,20 @@ def test_what_does_not_fit_a_frame_is_dropped() -> None:
     assert writer.size == PREFIX + MAX_FRAME
 
 
-@pytest.mark.parametrize("length", [0, MAX_FRAME + 1, 65_535])
+@pytest.mark.parametrize("length", [0, MAX_FIRST + 1, MAX_FRAME + 1, 65_535])
 def test_empty_and_huge_frames_are_refused_before_they_are_there(length: int) -> None:
     with pytest.raises(FrameError):
         FrameReader().feed(length.to_bytes(2, "big"))
+
+
+@pytest.mark.parametrize("length", [0, MAX_FRAME + 1, 65_535])
+def test_later_frames_may_be_larger_than_the_first(length: int) -> None:
+    reader = FrameReader()
+    large = bytes(MAX_FRAME)
+    first, second = b"\x00\x01x", MAX_FRAME.to_bytes(2, "big") + large
+    assert reader.feed(first + second) == [b"x", large]
+    with pytest.raises(FrameError):
+        reader.feed(length.to_bytes(2, "big"))
 
 
 @given(st.lists(st.binary(max_size=3000), max_size=10))
