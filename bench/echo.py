@@ -44,12 +44,11 @@ async def rows(run: Run, wanted: Collection[str]) -> list[Row]:
 
 async def _small(run: Run, wanted: Collection[str]) -> list[Row]:
     """The rates are taken once a round and stand in every row that needs them."""
-    body = Buffer(SMALL)
     calls: dict[str, tuple[Call, int]] = {}
     for engine, client in zip(run.engines, await run.clients(), strict=True):
-        calls[engine] = partial(client.stub.echo, body), 64
+        calls[engine] = partial(client.stub.repeat, SMALL), 64
         if "echo128_c1024" in wanted:
-            calls[engine + " c1024"] = partial(client.stub.echo, body), 1024
+            calls[engine + " c1024"] = partial(client.stub.repeat, SMALL), 1024
     if "echo128_c64" in wanted and (grpc := await run.grpc()) is not None:
         calls[grpc_peer.NAME] = partial(grpc.echo, SMALL), 64
     if "echo128_c64_floor" in wanted:
@@ -84,8 +83,7 @@ async def _small(run: Run, wanted: Collection[str]) -> list[Row]:
 
 async def _latency(run: Run) -> list[Row]:
     count = max(20, int(500 * run.seconds))
-    body = Buffer(SMALL)
-    calls: list[Call] = [partial(client.stub.echo, body) for client in await run.clients()]
+    calls: list[Call] = [partial(client.stub.repeat, SMALL) for client in await run.clients()]
     if (grpc := await run.grpc()) is not None:
         calls.append(partial(grpc.echo, SMALL))
     return await against_grpc(

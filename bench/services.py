@@ -24,6 +24,11 @@ class Service:
         return data
 
     @method()
+    async def repeat(self, data: bytes) -> bytes:
+        """The same bytes, small ones: they travel inside the message."""
+        return data
+
+    @method()
     async def take(self, data: Buffer) -> int:
         """How many bytes came."""
         return len(data)
