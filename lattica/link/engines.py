@@ -21,11 +21,11 @@ NAMES = (AUTO, "aioquic", "qh3")
 class Engines(msgspec.Struct, frozen=True):
     """A peer's choice. Both ends of a link choose for themselves."""
 
-    near: EngineMaker  # this machine, the local network
-    far: EngineMaker  # public addresses
+    near: EngineMaker  # on this machine, and in TCP: where nothing is lost
+    far: EngineMaker  # across a network
 
     def towards(self, address: str) -> EngineMaker:
-        """The engine for a remote at `host:port`, or `tcp:host:port`, where nothing is lost."""
+        """The engine for a remote at `host:port` or `tcp:host:port`."""
         scheme, rest = addresses.split_scheme(address)
         try:
             host, _ = addresses.split(rest)
@@ -33,15 +33,15 @@ class Engines(msgspec.Struct, frozen=True):
             return self.near
         if scheme == addresses.TCP:
             return self.near
-        return self.far if addresses.is_public(host) else self.near
+        return self.far if addresses.is_remote(host) else self.near
 
 
 def choose(wanted: str = AUTO, environment: Mapping[str, str] = os.environ) -> Engines:
     """The engine called `wanted`; for "auto", what `LATTICA_QUIC` says, or what is best.
 
-    Best is qh3, where it is installed, but towards public addresses aioquic: packets are lost
-    there by chance, which qh3's loss-based congestion control takes for congestion, and
-    there the processor is not what limits a link.
+    Best is qh3, where it is installed and nothing is lost. Across a network packets are lost by
+    chance: qh3's loss-based congestion control takes that for congestion, and its core now and
+    then ends a connection over it. There aioquic is used, and the processor rarely limits.
 
     Raises:
         EngineError: no engine has that name, or it is not installed.

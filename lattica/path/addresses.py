@@ -73,10 +73,10 @@ def is_local(address: str) -> bool:
     return is_loopback(address.rpartition(":")[0].strip("[]"))
 
 
-def is_public(host: str) -> bool:
-    """Whether packets to `host` leave the local network, as far as its address tells."""
+def is_remote(host: str) -> bool:
+    """Whether packets to `host` leave this machine, as far as its address tells."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return False
-    return not address.is_private
+    return not address.is_loopback
