@@ -2,6 +2,7 @@
 
 from lattica.rpc.buffers import Buffer
 from lattica.rpc.context import CallContext, caller, trace_id
+from lattica.rpc.destinations import into
 from lattica.rpc.methods import method
 from lattica.rpc.retry import Retry
 from lattica.rpc.rpc import Rpc
@@ -18,6 +19,7 @@ __all__ = [
     "RpcStats",
     "SessionStats",
     "caller",
+    "into",
     "method",
     "trace_id",
 ]

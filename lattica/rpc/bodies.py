@@ -80,6 +80,10 @@ class BodyReceiver:
         self._total = 0
         self._stream = -1
         self._data = bytearray()
+        self._targets: list[memoryview] | None = None  # where the bytes go instead
+        self._next = 0  # of these, and how much of it is filled
+        self._filled = 0
+        self._arrived = 0
         self._window = CreditWindow(channel.window, channel.growth)
         self._granted = channel.window
         self._ended = False
@@ -90,14 +94,24 @@ class BodyReceiver:
     @property
     def arrived(self) -> int:
         """Bytes so far."""
-        return len(self._data)
+        return self._arrived
 
-    def announce(self, sizes: Sequence[int], done: Callable[[str], None]) -> None:
+    def announce(
+        self,
+        sizes: Sequence[int],
+        done: Callable[[str], None],
+        into: Sequence[memoryview] = (),
+    ) -> None:
         """The message that the body belongs to has arrived.
 
-        `done("")` is called once all has arrived, `done(reason)` if it will not.
+        `done("")` is called once all has arrived, `done(reason)` if it will not. `into` has a
+        view of just its size for each buffer: bytes are written there as they come.
         """
         self._sizes, self._total, self._done = sizes, sum(sizes), done
+        if into and self._arrived <= self._total:
+            self._targets = list(into)
+            early, self._data = self._data, bytearray()
+            self._write(early)
         self._channel.count_early(-self._early)
         self._early = 0
         if self._cut:
@@ -113,10 +127,14 @@ class BodyReceiver:
 
     def feed(self, data: bytes, end: bool) -> None:
         """See `Sink`."""
-        self._data += data
+        self._arrived += len(data)
         self._ended = end
-        if len(self._data) > self._granted:
+        if self._arrived > self._granted:
             raise FrameError("more bytes than the credit given")
+        if self._targets is None or self._arrived > self._total:
+            self._data += data
+        else:
+            self._write(data)
         if self._done is not None:
             self._advance(self._done)
         else:
@@ -124,7 +142,7 @@ class BodyReceiver:
             self._channel.count_early(len(data))
 
     def _advance(self, done: Callable[[str], None]) -> None:
-        arrived = len(self._data)
+        arrived = self._arrived
         if arrived > self._total or (self._ended and arrived != self._total):
             raise FrameError(f"a body of {arrived} bytes instead of {self._total}")
         if self._ended:
@@ -138,15 +156,16 @@ class BodyReceiver:
     def resume(self) -> None:
         """It is this body's turn to be given credit."""
         channel, now = self._channel, asyncio.get_running_loop().time()
-        window = self._window.taken(len(self._data), channel.link.rtt, now)
-        if len(self._data) + window - self._granted >= window // 4:
-            self._granted = len(self._data) + window
+        window = self._window.taken(self._arrived, channel.link.rtt, now)
+        if self._arrived + window - self._granted >= window // 4:
+            self._granted = self._arrived + window
             channel.send(m.Credit(self._stream, self._granted))
 
     def cut(self, code: int) -> None:
         """See `Sink`."""
         self._cut = True
         self._window.close()
+        self.detach()
         self._data = bytearray()
         self._channel.count_early(-self._early)
         self._early = 0
@@ -158,6 +177,7 @@ class BodyReceiver:
         """Take in no more."""
         self._done = _nobody
         self._window.close()
+        self.detach()
         self._channel.count_early(-self._early)
         self._early = 0
         self._channel.release(self)
@@ -174,8 +194,26 @@ class BodyReceiver:
             self._is_taken = True
             self._channel.send(m.Taken(self._stream))
 
+    def detach(self) -> None:
+        """Write no more where it was asked for: it is the caller's again."""
+        self._targets = None
+
+    def _write(self, data: bytes | bytearray) -> None:
+        assert self._targets is not None
+        view = memoryview(data)
+        while view.nbytes:
+            target = self._targets[self._next]
+            part = view[: target.nbytes - self._filled]
+            target[self._filled : self._filled + part.nbytes] = part
+            self._filled += part.nbytes
+            view = view[part.nbytes :]
+            if self._filled == target.nbytes:
+                self._next, self._filled = self._next + 1, 0
+
     def views(self) -> list[memoryview]:
         """The buffers, without a copy."""
+        if self._targets is not None:
+            return self._targets
         whole = memoryview(self._data)
         at, views = 0, []
         for size in self._sizes:

@@ -20,7 +20,7 @@ from lattica.errors import (
 from lattica.rpc import messages as m
 from lattica.rpc.bodies import BodyReceiver, BodySender
 from lattica.rpc.channel import Channel, lost_call
-from lattica.rpc.codec import DECODE_ERRORS, ENCODE_ERRORS
+from lattica.rpc.codec import DECODE_ERRORS, ENCODE_ERRORS, Packed
 from lattica.rpc.context import trace_id
 from lattica.rpc.failures import to_error
 from lattica.rpc.interface import Sink
@@ -33,12 +33,24 @@ from lattica.rpc.uploads import Upload
 class Pending:
     """One call in flight."""
 
-    __slots__ = ("body", "call", "deadline", "future", "items", "result", "sender")
+    __slots__ = (
+        "body",
+        "call",
+        "deadline",
+        "future",
+        "into",
+        "items",
+        "landed",
+        "result",
+        "sender",
+    )
 
     def __init__(self, call: int, future: asyncio.Future[Any], deadline: float) -> None:
         self.call = call
         self.future = future
         self.deadline = deadline
+        self.into: tuple[memoryview, ...] = ()  # where the buffers of the result go
+        self.landed = False  # they arrived there
         self.sender: BodySender | None = None
         self.body: BodyReceiver | None = None
         self.result: m.Result | None = None
@@ -53,6 +65,8 @@ class Pending:
             # Always a result, never set_exception: a caller cancelled in the same turn
             # would leave an exception that nobody retrieves.
             self.future.set_result(outcome)
+            if self.body is not None and self.into and type(outcome) is not m.Result:
+                self.body.detach()
 
 
 class Calls:
@@ -84,19 +98,20 @@ class Calls:
             await self._room(deadline)
             left = deadline - self._loop.time()
         pending = self._start(service, method, arguments, deadline, left)
+        pending.into = method.into
         try:
             outcome = await pending.future  # bounded: see `_expire`
         except BaseException:
             self._close(pending, settled=False)
             raise
         if type(outcome) is m.Result:
-            if pending.body is None and pending.sender is None:
+            if pending.body is None and pending.sender is None and not method.into:
                 try:
                     return method.result_decoder.unpack(outcome.value)
                 except DECODE_ERRORS as error:
                     raise BadResultError(f"{method.name}(): {error}") from None
             self._close(pending, settled=True)
-            return self._decode(method, outcome, pending.body)
+            return self._decode(method, outcome, pending)
         self._close(pending, settled=type(outcome) is m.Failure)
         raise self._error(outcome, method)
 
@@ -123,7 +138,7 @@ class Calls:
         if upload.error is not None:
             raise upload.error
         if type(outcome) is m.Result:
-            return self._decode(method, outcome, pending.body)
+            return self._decode(method, outcome, pending)
         raise self._error(outcome, method)
 
     def _upload(self, pending: Pending, method: MethodSpec, source: Any) -> Upload:
@@ -194,10 +209,15 @@ class Calls:
                 pending.settle(DeadlineError(text))
         return following
 
-    def _decode(self, method: MethodSpec, result: m.Result, body: BodyReceiver | None) -> Any:
+    def _decode(self, method: MethodSpec, result: m.Result, pending: Pending) -> Any:
+        body = pending.body
+        views = body.views() if body is not None else ()
+        packed = Packed(result.value, views, result.spilled)
         try:
-            views = body.views() if body is not None else ()
-            return method.result_decoder.unpack(result.value, views, result.spilled)
+            if method.into:
+                decoder = method.result_decoder
+                return decoder.unpack_into(packed, method.into, landed=pending.landed)
+            return method.result_decoder.unpack(*packed)
         except DECODE_ERRORS as error:
             raise BadResultError(f"{method.name}(): {error}") from None
 
@@ -255,7 +275,17 @@ class Calls:
         def done(problem: str) -> None:
             pending.settle(StreamTruncatedError(problem) if problem else message)
 
-        pending.body.announce(message.sizes, done)
+        pending.body.announce(message.sizes, done, self._landing(pending, message))
+
+    def _landing(self, pending: Pending, message: m.Result) -> list[memoryview]:
+        """Where the buffers of a result go as they arrive, if each has its destination."""
+        if message.spilled or len(message.sizes) != len(pending.into):
+            return []  # which goes where is known once the message is decoded
+        pairs = list(zip(pending.into, message.sizes, strict=True))
+        if any(size > target.nbytes for target, size in pairs):
+            return []
+        pending.landed = True
+        return [target[:size] for target, size in pairs]
 
     def failure(self, message: m.Failure) -> None:
         """A call has failed."""

@@ -122,11 +122,14 @@ class Encoder:
 class Decoder:
     """Unpacks messages of one type."""
 
-    __slots__ = ("_decode", "_side", "_used")
+    __slots__ = ("_decode", "_into", "_landed", "_placed", "_side", "_used")
 
     def __init__(self, kind: Any) -> None:
         self._side: Sequence[memoryview] = ()
         self._used = 0
+        self._into: Sequence[memoryview] = ()
+        self._placed = 0
+        self._landed = False
         self._decode = msgspec.msgpack.Decoder(kind, dec_hook=self._hook).decode
 
     def unpack(self, value: Any, views: Sequence[memoryview] = (), spilled: bool = False) -> Any:
@@ -146,18 +149,65 @@ class Decoder:
         finally:
             self._side = ()
 
+    def unpack_into(
+        self, packed: Packed, into: Sequence[memoryview], *, landed: bool = False
+    ) -> Any:
+        """Unpack with each buffer in its destination, in the order in which they stand.
+
+        `landed`: the views are parts of the destinations, so nothing is copied.
+
+        Raises:
+            msgspec.MsgspecError, ValueError, RecursionError: see `unpack`; or the buffers do not
+                fit the destinations in number and size.
+        """
+        self._into, self._placed, self._landed = into, 0, landed
+        try:
+            value = self.unpack(*packed)
+        finally:
+            self._into = ()
+        if self._placed != len(into):
+            raise ValueError(f"{self._placed} buffers came for {len(into)} destinations")
+        return value
+
+    def _place(self, source: memoryview) -> Buffer:
+        at = self._placed
+        if at >= len(self._into):
+            raise ValueError(f"more buffers came than the {len(self._into)} destinations given")
+        target = self._into[at]
+        if source.nbytes > target.nbytes:
+            raise ValueError(
+                f"a buffer of {source.nbytes} bytes does not fit destination {at} of "
+                f"{target.nbytes}: give a larger one"
+            )
+        self._placed += 1
+        part = target[: source.nbytes]
+        if not self._landed:
+            part[:] = source
+        return Buffer(part)
+
     def _hook(self, kind: type[Any], value: Any) -> Any:
         if kind is Buffer:
             if type(value) is bytes:
-                return Buffer(value)
+                return self._place(memoryview(value)) if self._into else Buffer(value)
             if type(value) is int:
                 # Each buffer once, in order: a message cannot multiply what was sent.
                 if value != self._used or value >= len(self._side):
                     raise ValueError("a buffer that was not sent")
                 self._used += 1
-                return Buffer(self._side[value])
+                view = self._side[value]
+                return self._place(view) if self._into else Buffer(view)
             raise ValueError("a buffer is bytes")
         return wire.dec_hook(kind, value)
+
+
+def place(value: Any, decoder: Decoder, into: Sequence[memoryview]) -> Any:
+    """A value of this process with its buffers copied into their destinations.
+
+    Raises:
+        ENCODE_ERRORS, DECODE_ERRORS: see `Encoder.pack` and `Decoder.unpack_into`.
+    """
+    packed = Encoder(inline_limit=-1, message_limit=MAX_SPILLED).pack(value)
+    return decoder.unpack_into(packed, into)
 
 
 def _check_spilled(size: int) -> None:

@@ -8,10 +8,11 @@ import math
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Any
 
-from lattica.errors import CallCancelledError, DeadlineError, LatticaError
+from lattica.errors import BadResultError, CallCancelledError, DeadlineError, LatticaError
 from lattica.identity.grants import MEMBER
 from lattica.identity.keys import PeerId
 from lattica.rpc.blocking import watched
+from lattica.rpc.codec import DECODE_ERRORS, ENCODE_ERRORS, place
 from lattica.rpc.context import CallContext, current_call, trace_id
 from lattica.rpc.executors import start
 from lattica.rpc.failures import to_error, to_failure
@@ -59,6 +60,8 @@ class LocalCalls:
             else:
                 value = await self._step(context, outside)
             value = handler.spec.check_result(value)
+            if method.into:
+                value = self._placed(method, value)
         except BaseException as error:  # noqa: BLE001 - mapped as over a link
             raise self._mapped(handler, error, upload) from error.__cause__
         finally:
@@ -68,6 +71,12 @@ class LocalCalls:
         if upload is not None and upload.error is not None:
             raise upload.error
         return value
+
+    def _placed(self, method: MethodSpec, value: Any) -> Any:
+        try:
+            return place(value, method.result_decoder, method.into)
+        except (*DECODE_ERRORS, *ENCODE_ERRORS) as error:
+            raise BadResultError(f"{method.name}(): {error}") from None
 
     async def stream(
         self, service: str, method: MethodSpec, arguments: Any, deadline: float, source: Any = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import typing
 from collections.abc import (
@@ -129,6 +130,8 @@ def method(
 class MethodSpec:
     """One method: what is offered, how its arguments and results are packed and checked."""
 
+    into: tuple[memoryview, ...] = ()  # where the buffers of this call's result go
+
     def __init__(self, name: str, function: Callable[..., Any], *, is_static: bool = False) -> None:
         """`is_static`: its first parameter is not the object."""
         self.name = name
@@ -233,6 +236,12 @@ class MethodSpec:
             values[self.upload] = items
         keywords = {name: values.pop(name) for name in self._keywords}
         return list(values.values()), keywords
+
+    def with_destinations(self, views: tuple[memoryview, ...]) -> MethodSpec:
+        """The same method, for a call whose result's buffers go into `views`."""
+        spec = copy.copy(self)
+        spec.into = views
+        return spec
 
     def check_result(self, value: Any) -> Any:
         """`value` as the annotated result or item.

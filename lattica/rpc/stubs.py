@@ -63,6 +63,10 @@ class UnaryMethod:
         spec = self._spec
         return self._call(spec, spec.bind(args, kwargs))
 
+    def with_destinations(self, views: tuple[memoryview, ...]) -> UnaryMethod:
+        """See `lattica.rpc.into`."""
+        return UnaryMethod(self._spec.with_destinations(views), self._call)
+
 
 class UploadMethod:
     """One method of a stub that takes items, from any iterable, and returns one value."""
