@@ -14,6 +14,7 @@ from lattica.errors import FrameError
 
 GROWTH = 32 * 1024 * 1024  # bytes that the windows of one link may grow by, together
 LARGEST = 16 * 1024 * 1024  # bytes of one window
+SHORT = 0.005  # seconds: a window in such a round trip is 200 MB/s; larger ones only cost memory
 _HASTE = 4.0  # round trips: credit takes one, and what was lost before it one or two more
 
 
@@ -52,7 +53,7 @@ class CreditWindow:
             self._since = (total, now)
         elif total - begun >= self.size:
             self._since = (total, now)
-            is_hasty = self._is_open and now - at < _HASTE * rtt
+            is_hasty = self._is_open and rtt >= SHORT and now - at < _HASTE * rtt
             if is_hasty and 2 * self.size <= LARGEST and self._growth.take(self.size):
                 self.size *= 2
         return self.size
