@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import importlib.util
 import io
+import logging
 import os
 import sys
 import tempfile
@@ -83,6 +84,7 @@ def _run(name: str, folder: Path, seconds: int) -> None:
 
     from tests.fuzz.targets import TARGETS
 
+    logging.getLogger("lattica").setLevel(logging.CRITICAL)  # each refused frame would be a line
     flags = [
         f"-max_total_time={seconds}",
         f"-timeout={TOO_LONG}",

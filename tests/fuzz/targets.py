@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import logging
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -248,7 +247,6 @@ def store_exchange(data: bytes) -> None:
 
 @functools.cache
 def _sessions() -> SessionFuzz:
-    logging.getLogger("lattica").setLevel(logging.CRITICAL)
     return SessionFuzz()
 
 

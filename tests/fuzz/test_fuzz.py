@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import example, given, settings
@@ -14,6 +16,16 @@ from tests.fuzz.seeds import seeds
 from tests.fuzz.targets import TARGETS
 
 SEEDS = seeds()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    """Each refused frame would be a line; the tests that follow want theirs."""
+    logger = logging.getLogger("lattica")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)
 
 
 def test_there_is_a_seed_for_every_target() -> None:
