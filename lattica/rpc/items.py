@@ -362,7 +362,7 @@ class ItemReader:
         if self.outcome is None:
             self.outcome = error
             self._stop()  # what is on its way is nobody's any more
-            self._notify()
+        self._notify()  # also of an outcome that came in a frame which broke off the protocol
 
     def abandon(self, code: int = m.CANCELLED) -> None:
         """Take in no more; who waits for an item hears of an end."""

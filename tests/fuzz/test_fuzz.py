@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import random
 import subprocess
@@ -47,6 +48,16 @@ def test_valid_input_and_what_damage_makes_of_it(name: str) -> None:
 @given(data=st.binary(max_size=600))
 def test_any_bytes(name: str, data: bytes) -> None:
     TARGETS[name](data)
+
+
+def test_an_outcome_in_a_chunk_that_breaks_the_protocol_reaches_its_reader() -> None:
+    """Found by the fuzzer: the reader of these items waited for ever."""
+    TARGETS["session_of_a_server"](
+        base64.b64decode(
+            "AAAOAAAACpGUAAHOAAEABBAQABEAAAAEkwECwwAAAAWUAAGQwhEA2QAAACaSApYDArNidWlsdGlucy5WYWx1"
+            "ZUVycm9yom5voMsAAAAAAABnAAAAAAAAAAAAAAAA"
+        )
+    )
 
 
 def test_the_fuzzer_runs() -> None:
