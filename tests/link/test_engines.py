@@ -94,7 +94,7 @@ async def test_an_endpoint_tells_its_engine(name: str) -> None:
 async def test_each_link_tells_its_engine() -> None:
     network = PacketNetwork()
     async with peer(BOB, network.path("1.2.3.4")) as bob:
-        for identity, host, theirs in ((ALICE, "10.0.0.1", "qh3"), (CAROL, "1.2.3.5", "aioquic")):
+        for identity, host, theirs in ((ALICE, "127.0.0.5", "qh3"), (CAROL, "1.2.3.5", "aioquic")):
             async with peer(identity, network.path(host)) as other:
                 link = await other.endpoint.connect(bob.id, bob.endpoint.addresses)
                 await bob.until_linked(other)
