@@ -12,18 +12,19 @@ import anyio
 from lattica.errors import LinkError, LinkLostError, LinkRefusedError
 from lattica.identity.keys import PeerId
 from lattica.link import header
-from lattica.link.draining import Draining, Farewell, is_idle
+from lattica.link.alarm import Alarm
+from lattica.link.draining import Draining, is_idle
 from lattica.link.early import EarlyEvents
 from lattica.link.engine import Engine
-from lattica.link.interface import Drainable, Link, LinkHandler, RemotePeer
-from lattica.link.liveness import Verdict
+from lattica.link.interface import Link, LinkHandler, RemotePeer
 from lattica.link.outbox import Outbox, piece
+from lattica.link.own_stream import OWN_STREAM, OwnStream, Said
 from lattica.link.owner import LinkOwner
-from lattica.link.proof import Proof, Role, Step
-from lattica.link.pulse import Pulse
+from lattica.link.proof import Proof, Role
 from lattica.link.refusals import CloseCode, code_of, error_of
 from lattica.link.sizing import Sizing
 from lattica.link.statistics import LinkStatistics, Meter, gather
+from lattica.link.watch import Watch
 from lattica.path.addresses import is_local
 from lattica.path.interface import VirtualAddress
 from lattica.path.probes import ProbeKeys
@@ -31,10 +32,7 @@ from lattica.path.probes import ProbeKeys
 logger = logging.getLogger("lattica.link")
 
 HANDSHAKE_LIMIT = 128 * 1024  # bytes received before TLS is done; it takes a few thousand
-OWN_STREAM = 0
-GRANULARITY = 0.001  # seconds; RFC 9002 §6.1.2
 MAX_BURST = 256 * 1024  # bytes of data streams that one link sends before others have their turn
-_PATIENCE_CHECK = 0.1  # seconds between looks at a link that is not open yet
 
 
 class Phase(Enum):
@@ -66,32 +64,23 @@ class QuicLink:
         self._role = role
         self._expected = expected
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
-        self._proof: Proof | None = None
-        self._sizing: Sizing | None = None  # once both ends have its keys
+        self._alarm = Alarm(self._loop, self._on_timer)
+        self._own: OwnStream | None = None  # once TLS is done
+        self._sizing: Sizing | None = None  # the same
         self._handler: LinkHandler | None = None
         self._early = EarlyEvents()
         self._outbox = Outbox()
         self._before_flush: Callable[[], None] | None = None
         self._is_flushing = False  # what is written now leaves without another turn
-        self._refusals = 0
         self.phase = Phase.HANDSHAKE
-        self._started = self._born = now
+        self._born = now
         self._handshake = 0.0
-        self._work: Drainable | None = None  # the handler, if it can tell whether it is busy
-        self._is_local = False  # the other end is on this machine
-        self._is_brisk = False
         self._draining: Draining | None = None  # here
-        self._farewell = Farewell()
-        self._is_leaving = False  # the other end
         self.is_closed_here = False  # on purpose, not for a fault
         self._meter = Meter()
-        self._pulse = Pulse(
-            owner.config, now, is_dialer=role is Role.DIALER, changed=self._suspicion
-        )
+        self._watch = Watch(self, owner.config, owner.clock, now, is_dialer=self.is_dialer)
+        self._pulse = self._watch.pulse
         self.liveness = self._pulse.liveness
-        self._expires = float("inf")  # of the other end's grant, seconds since the Unix epoch
         self.connection_ids: set[bytes] = set(engine.connection_ids)
         self.error: LinkError | None = None
         self.settled = anyio.Event()  # open or closed
@@ -118,7 +107,9 @@ class QuicLink:
 
     @property
     def is_draining(self) -> bool:
-        return self._draining is not None or self._is_leaving
+        return self._draining is not None or (
+            self._own is not None and self._own.farewell is not None
+        )
 
     @property
     def rtt(self) -> float:
@@ -189,9 +180,9 @@ class QuicLink:
         if self._draining is None and (not is_idle(self._handler) or self._in_flight()):
             self._draining = Draining(text)
             self.is_closed_here = True
-            self._engine.send(OWN_STREAM, self._draining.message(), end=False)
+            assert self._own is not None
+            self._own.leave(self._draining)
             self._owner.link_draining(self, LinkLostError(f"closing here: {text}"))
-            self._owner.link_dirty(self)
         if self._draining is not None:
             with anyio.move_on_after(timeout):
                 await self._draining.is_done.wait()
@@ -204,7 +195,7 @@ class QuicLink:
     @property
     def proven(self) -> RemotePeer | None:
         """The other end, once its Hello holds."""
-        return None if self._proof is None else self._proof.remote
+        return None if self._own is None else self._own.remote
 
     @property
     def virtual_address(self) -> VirtualAddress:
@@ -239,7 +230,7 @@ class QuicLink:
         self._meter.bytes_in += len(datagram)
         answer = self._pulse.on_beat(datagram, now) if self.phase is Phase.OPEN else None
         if answer is not None:
-            self._send_beat(answer)
+            self.send_beat(answer)
 
     def handle_events(self) -> None:
         """Act on what has arrived."""
@@ -274,21 +265,19 @@ class QuicLink:
                 break
         if self._draining is not None:
             self._draining.look(self._handler, self._in_flight())
-        if self._is_local and not self._is_brisk:
-            self._look_busy(now)
-        self._arm()
+        if self._watch.may_get_busy:
+            self._watch.look_busy(now)
+        self._alarm.set(engine.timer())
 
     def answer(self) -> None:
         """Accept a proven dialer."""
-        assert self._proof is not None
-        self._engine.send(OWN_STREAM, self._proof.hello(), end=False)
-        self._owner.link_dirty(self)
+        assert self._own is not None
+        self._own.introduce()
 
     def confirm(self) -> None:
         """Accept a proven acceptor."""
-        assert self._proof is not None
-        self._engine.send(OWN_STREAM, self._proof.confirm(), end=False)
-        self._owner.link_dirty(self)
+        assert self._own is not None
+        self._own.confirm()
 
     def open(self, acceptor: Callable[[Link], LinkHandler]) -> None:
         """Both proofs hold: hand over what has arrived meanwhile, then everything else."""
@@ -296,10 +285,11 @@ class QuicLink:
         now = self._loop.time()
         self._handshake = now - self._born
         assert self._sizing is not None
-        self._owner.link_due(self, min(self.liveness.due(now), self._sizing.begin(now)))
+        assert self._own is not None
+        due = self._watch.opened(now, expires=self._own.expires)
+        self._owner.link_due(self, min(due, self._sizing.begin(now)))
         self._handler = acceptor(self)
-        self._work = self._handler if isinstance(self._handler, Drainable) else None
-        self._is_local = is_local(self.address)
+        self._watch.handled(self._handler, is_local=is_local(self.address))
         self.settled.set()
         for event in self._early.take():
             self._handle(event)
@@ -312,14 +302,8 @@ class QuicLink:
 
     def on_refused(self, now: float) -> None:
         """The network says that nobody listens there (a hint, not a fact)."""
-        if self.phase is Phase.HANDSHAKE and self.is_dialer:
-            self._refusals += 1
-            if self._refusals > 1:  # the first may be of a peer that is just starting
-                self.end(LinkLostError("nobody listens there"), CloseCode.LOST, "")
-        elif self.phase is Phase.OPEN and self.liveness.on_hint(now) is Verdict.PING:
-            self.probe()
-            self._pulse.look(now)
-            self._owner.link_due(self, self.liveness.due(now))
+        if self.phase is not Phase.CLOSED:
+            self._watch.on_refused(now)
 
     def on_too_big(self, size: int) -> None:
         """This machine does not send so large a datagram there: go on with the smallest."""
@@ -340,58 +324,33 @@ class QuicLink:
 
     def check(self, now: float) -> float:
         """Look at the clocks; when to look again. Not called any more once it is closed."""
-        if self.phase is Phase.OPEN:
-            if self._expires <= self._owner.clock.time():
-                self.refuse(LinkRefusedError("the grant expired; ask for a new one"))
-                return now
-            assert self._sizing is not None
-            look_again = self._sizing.check(now)
-            if self._is_brisk:
-                self._look_busy(now)
-            if (due := self._pulse.quiet_until(now)) is not None:
-                return min(due, look_again)  # by far the most frequent outcome
-            return min(self._check_life(now), look_again)
-        if self.phase is not Phase.CLOSED and not self.is_dialer:
-            # A dialer's patience is its dial's.
-            limit = self._owner.config.handshake_timeout
-            if now - self._started >= limit:
-                self.refuse(LinkRefusedError(f"no valid hello within {limit:g} s"))
-        return now + _PATIENCE_CHECK
+        look_again = self._watch.check(now)
+        if self.phase is Phase.OPEN and self._sizing is not None:
+            return min(look_again, self._sizing.check(now))
+        return look_again
 
-    def _check_life(self, now: float) -> float:
-        verdict = self._pulse.check(now)
-        if verdict is Verdict.BEAT or verdict is Verdict.PING:
-            # A ping takes a beat along: an engine whose window is full keeps its ping to itself,
-            # and after a blackout nothing else would tell in time that both ends are there.
-            if (beat := self._pulse.ask(self._engine.rtt)) is not None:
-                self._send_beat(beat)
-            if verdict is Verdict.PING:
-                self.probe()
-        elif verdict is Verdict.DEAD:
-            silence = now - self.liveness.heard
-            text = f"nothing was heard for {silence:.1f} s"
-            self.end(LinkLostError(text), CloseCode.LOST, text)
-        return self.liveness.due(now)
+    def on_stall(self, seconds: float, now: float) -> None:
+        """This end's loop did not run for `seconds`: nobody is to blame for them."""
+        self._watch.on_stall(seconds, now)
 
-    def _look_busy(self, now: float) -> None:
-        """Listen more closely to a peer on this machine while somebody waits for it."""
-        is_brisk = self._work is not None and not self._work.is_idle
-        if is_brisk is not self._is_brisk:
-            self._is_brisk = is_brisk
-            self.liveness.set_brisk(is_brisk)
-            if is_brisk:
-                self._owner.link_due(self, self.liveness.due(now))
+    # ------------------------------------------------------------ for its watch
 
-    def _suspicion(self, reason: str | None) -> None:
+    def look_at(self, at: float) -> None:
+        """See `Watched`."""
+        self._owner.link_due(self, at)
+
+    def suspicion(self, reason: str | None) -> None:
+        """See `Watched`."""
         if reason is None:
             self._owner.link_heard(self)
         else:
             self._owner.link_suspect(self, reason)
 
-    def on_stall(self, seconds: float, now: float) -> None:
-        """This end's loop did not run for `seconds`: nobody is to blame for them."""
-        self._started += seconds
-        self.liveness.on_stall(seconds, now)
+    def send_beat(self, datagram: bytes) -> None:
+        """See `Watched`."""
+        self._meter.packets_out += 1
+        self._meter.bytes_out += len(datagram)
+        self._owner.path.send((datagram,), self._address)
 
     def refuse(self, error: LinkError) -> None:
         """Close with a typed reason."""
@@ -413,7 +372,7 @@ class QuicLink:
     def handshake_done(self) -> None:
         self.phase = Phase.PROVING
         binding = self._engine.binding()
-        self.connection_id_added(self._pulse.begin(binding))
+        self.connection_id_added(self._watch.keyed(binding))
         self._sizing = Sizing(
             self._engine,
             self._owner.path,
@@ -423,7 +382,7 @@ class QuicLink:
             counters=self._owner.counters,
         )
         self._owner.link_keyed(self)
-        self._proof = Proof(
+        proof = Proof(
             self._owner.identity,
             self._owner.membership,
             self._owner.name,
@@ -431,10 +390,11 @@ class QuicLink:
             binding=binding,
             expected=self._expected,
         )
+        self._own = OwnStream(proof, self._say)
         if self.is_dialer:
             stream_id = self._engine.next_stream_id(unidirectional=False)
             assert stream_id == OWN_STREAM
-            self._engine.send(OWN_STREAM, self._proof.hello(), end=False)
+            self._own.introduce()
 
     def stream_data(self, stream_id: int, data: bytes, end: bool) -> None:
         if stream_id == OWN_STREAM:
@@ -478,36 +438,31 @@ class QuicLink:
             name = self.proven.peer.short if self.proven else "the other end"
             raise LinkLostError(f"the link to {name} is closed")
 
+    def _say(self, data: bytes) -> None:
+        """Write on the link's own stream."""
+        self._engine.send(OWN_STREAM, data, end=False)
+        self._owner.link_dirty(self)
+
     def _own_data(self, data: bytes, end: bool) -> None:
         if self.phase is Phase.CLOSED:
             return
+        if self._own is None:
+            self.refuse(LinkRefusedError("bytes on the link's own stream before TLS is done"))
+            return
         try:
-            if self._proof is None or end:
-                raise LinkRefusedError("unexpected bytes on the link's own stream")
-            if self.phase is Phase.OPEN:
-                self._take_farewell(data)
-                return
-            step = self._proof.receive(data, self._owner.clock.time())
+            for said in self._own.receive(data, end, self._owner.clock.time()):
+                if said is Said.HELLO:
+                    self.phase = Phase.PROVEN
+                    self._owner.link_proven(self)
+                elif said is Said.CONFIRM:
+                    self._owner.link_confirmed(self)
+                else:
+                    text = f"the other end is leaving: {self._own.farewell}"
+                    self._owner.link_draining(self, LinkLostError(text))
+                if self.phase is Phase.CLOSED:
+                    return
         except LinkError as error:
             self.refuse(error)
-            return
-        if step is Step.PROVEN:
-            self.phase = Phase.PROVEN
-            self._expires = self._proof.expires
-            self._owner.link_proven(self)
-        elif step is Step.CONFIRMED:
-            self._owner.link_confirmed(self)
-            if rest := self._proof.rest():
-                self._own_data(rest, False)
-
-    def _take_farewell(self, data: bytes) -> None:
-        try:
-            reason = self._farewell.receive(data)
-        except ValueError as error:
-            raise LinkRefusedError(str(error)) from None
-        if reason is not None and not self._is_leaving:
-            self._is_leaving = True
-            self._owner.link_draining(self, LinkLostError(f"the other end is leaving: {reason}"))
 
     def _in_flight(self) -> int:
         """Bytes that the other end has not acknowledged, or was not sent yet."""
@@ -539,11 +494,6 @@ class QuicLink:
         if self.phase is not Phase.CLOSED and not self._early.add(event, size):
             self.refuse(LinkRefusedError("too much data before the proof"))
 
-    def _send_beat(self, datagram: bytes) -> None:
-        self._meter.packets_out += 1
-        self._meter.bytes_out += len(datagram)
-        self._owner.path.send((datagram,), self._address)
-
     def _send(self, datagrams: list[bytes]) -> None:
         if datagrams:
             self._meter.sent(datagrams)
@@ -551,25 +501,7 @@ class QuicLink:
                 self._sizing.sent(datagrams)
             self._owner.path.send(datagrams, self._address)
 
-    def _arm(self) -> None:
-        """Have the loop call at the engine's time. A timer that fires early is set anew."""
-        at = self._engine.timer()
-        if at is None:
-            return
-        if self._timer is not None:
-            if self._timer_at <= at:
-                return
-            self._timer.cancel()
-        # Rounding may leave a timer due that has just been handled; not in the same instant,
-        # which on a virtual clock would never end.
-        now = self._loop.time()
-        if at <= now:
-            at = now + GRANULARITY
-        self._timer_at = at
-        self._timer = self._loop.call_at(at, self._on_timer)
-
     def _on_timer(self) -> None:
-        self._timer = None
         if self.phase is Phase.CLOSED:
             return
         now = self._loop.time()
@@ -579,15 +511,13 @@ class QuicLink:
             self._engine.drain(self)
             self.flush(now)
         else:
-            self._arm()
+            self._alarm.set(at)
 
     def _finish(self, error: LinkError, last_words: list[bytes]) -> None:
         was_open = self.phase is Phase.OPEN
         self.phase = Phase.CLOSED
         self.error = error
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._alarm.cancel()
         self._early.take()
         if self._draining is not None:
             self._draining.is_done.set()
