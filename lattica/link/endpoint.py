@@ -22,19 +22,15 @@ from lattica.errors import (
 from lattica.identity.grants import Membership
 from lattica.identity.keys import Identity, PeerId
 from lattica.link import header
-from lattica.link.arbiter import DIAL_PATIENCE, Candidate, Ruling, stays
-from lattica.link.certificate import Certificate
 from lattica.link.dials import Dials
-from lattica.link.doorkeeper import Doorkeeper, Entry
-from lattica.link.engine import Engine, EngineConfig
-from lattica.link.engines import choose, trace_directory
 from lattica.link.interface import Link, LinkHandler
-from lattica.link.proof import Role
-from lattica.link.quic_link import Phase, QuicLink
+from lattica.link.making import LinkMaker
+from lattica.link.quic_link import QuicLink
 from lattica.link.reception import Reception
-from lattica.link.refusals import CloseCode, DuplicateLinkError
+from lattica.link.rulings import Rulings
 from lattica.link.schedule import Schedule
 from lattica.link.supervision import PeerEvent, PeerState
+from lattica.link.table import LinkTable
 from lattica.path.addresses import TCP
 from lattica.path.interface import Path, VirtualAddress
 
@@ -42,8 +38,6 @@ logger = logging.getLogger("lattica.link")
 
 TICK = 0.05  # seconds between looks at the clocks, at most
 STALL = 0.1  # seconds that a tick is late, from which on links are told
-MAX_WINDOW = 16 * 1024 * 1024  # bytes in flight, where the path knows no better
-MAX_UNORDERED = 32 * 1024 * 1024  # bytes a link holds because something before them is missing
 
 
 class Endpoint:
@@ -67,18 +61,11 @@ class Endpoint:
         self.config = config or LinkConfig()
         self.clock = clock or SystemClock()
         self.counters: Counter[str] = Counter()
-        self._engines = choose(self.config.engine)
-        self._qlog = trace_directory(self.config.qlog)
-        if self._qlog is not None and self._engines.near.name != "aioquic":
-            logger.warning("only aioquic writes traces: set LATTICA_QUIC=aioquic as well")
-        self._doorkeeper = Doorkeeper(self.config)
-        self._certificate = Certificate.generate()
         self._acceptor: Callable[[Link], LinkHandler] | None = None
         self._listeners: list[Callable[[Link, bool], None]] = []
-        self._all: dict[QuicLink, None] = {}  # every connection, proven or not
-        self._links: dict[PeerId, QuicLink] = {}  # the open ones, but for
-        self._leaving: dict[QuicLink, None] = {}  # those that an end is draining
-        self._candidates: dict[QuicLink, Candidate] = {}  # proven dialers, not yet answered
+        self._links = LinkTable()
+        self._maker = LinkMaker(self, self._links)
+        self._rulings = Rulings(self, self._links, self.config)
         self._dials = Dials(self, self.config)
         self._peers = self._dials.peers
         self._reception = Reception(path, self.counters, self._accept)
@@ -90,7 +77,6 @@ class Endpoint:
         self._tick_due = 0.0
         self._tasks: TaskGroup | None = None
         self._is_running = False
-        self._retired = ""  # why no new links are made
 
     async def __aenter__(self) -> Endpoint:
         self._loop = asyncio.get_running_loop()
@@ -126,7 +112,7 @@ class Endpoint:
     ) -> bool | None:
         assert self._tasks is not None
         self._tasks.cancel_scope.cancel()
-        for link in tuple(self._all):
+        for link in self._links:
             link.close("the peer is shutting down")
         if self._tick_handle is not None:
             self._tick_handle.cancel()
@@ -151,7 +137,7 @@ class Endpoint:
     @property
     def engine_name(self) -> str:
         """The QUIC engine for links nearby: "aioquic" or "qh3". A link tells its own."""
-        return self._engines.near.name
+        return self._maker.engine_name
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -160,20 +146,20 @@ class Endpoint:
 
     def set_acceptor(self, acceptor: Callable[[Link], LinkHandler]) -> None:
         self._acceptor = acceptor
-        self._rule_all()
+        self._review()
 
     def current(self) -> Sequence[Link]:
-        return tuple(self._links.values())
+        return tuple(self._links.open.values())
 
     def find(self, peer: PeerId) -> Link | None:
-        return self._links.get(peer)
+        return self._links.open.get(peer)
 
     async def connect(self, peer: PeerId, addresses: Sequence[str] = ()) -> Link:
         if peer == self.local:
             raise SelfDialError("a peer cannot dial itself")
-        if (link := self._links.get(peer)) is not None:
+        if (link := self._links.open.get(peer)) is not None:
             return link
-        if not self._is_running or self._retired:
+        if not self._is_running or self._rulings.retired:
             raise LinkLostError("the endpoint is closed")
         return await self._dials.connect(peer, addresses)
 
@@ -184,14 +170,14 @@ class Endpoint:
         """
         self.retire(reason)
         async with anyio.create_task_group() as tasks:
-            for link in tuple(self._all):
+            for link in self._links:
                 if link.is_open:
                     tasks.start_soon(link.drain, timeout, reason)
 
     def retire(self, reason: str) -> None:
-        self._retired = reason or "the peer is shutting down"
+        self._rulings.retire(reason or "the peer is shutting down")
         self._dials.close()
-        self._rule_all()
+        self._review()
 
     def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
         if peer != self.local:
@@ -227,14 +213,14 @@ class Endpoint:
     def path_refused(self, address: VirtualAddress) -> None:
         """See `lattica.path.interface.Receiver`."""
         now = self._loop.time()
-        for link in tuple(self._all):
+        for link in self._links:
             if link.virtual_address == address:
                 link.on_refused(now)
 
     def path_too_big(self, address: VirtualAddress, size: int) -> None:
         """See `lattica.path.interface.Receiver`."""
         self.counters["too_big"] += 1
-        for link in tuple(self._all):
+        for link in self._links:
             if link.virtual_address == address:
                 link.on_too_big(size)
 
@@ -255,32 +241,11 @@ class Endpoint:
 
     def link_proven(self, link: QuicLink) -> None:
         """See `LinkOwner`."""
-        peer = link.remote.peer
-        if link.is_dialer:
-            if peer in self._links:
-                link.refuse(DuplicateLinkError("another link to this peer is up"))
-            elif self._acceptor is None:
-                link.refuse(LinkRefusedError("this peer is not ready"))
-            else:
-                link.confirm()
-                self._link_up(link)
-            return
-        patience = min(DIAL_PATIENCE, self.config.handshake_timeout / 2)
-        self._candidates[link] = Candidate(link, self._loop.time(), patience=patience)
-        self._rule(link)
+        self._rulings.proven(link, self._loop.time())
 
     def link_confirmed(self, link: QuicLink) -> None:
         """See `LinkOwner`."""
-        if link in self._candidates:
-            link.refuse(LinkRefusedError("confirmed before it was answered"))
-            return
-        existing = self._links.get(link.remote.peer)
-        if existing is not None:
-            loser = existing if stays(link, existing) else link
-            loser.refuse(DuplicateLinkError("another link to this peer stays"))
-            if loser is link:
-                return
-        self._link_up(link)
+        self._rulings.confirmed(link)
 
     def link_due(self, link: QuicLink, at: float) -> None:
         """See `LinkOwner`."""
@@ -288,29 +253,28 @@ class Endpoint:
 
     def link_suspect(self, link: QuicLink, reason: str) -> None:
         """See `LinkOwner`."""
-        if self._links.get(link.remote.peer) is link:
+        if self._links.is_in_use(link):
             now = self._loop.time()
             self._peers.tell(self._peers.supervisor.suspect(link.remote.peer, reason, now))
 
     def link_heard(self, link: QuicLink) -> None:
         """See `LinkOwner`."""
-        if self._links.get(link.remote.peer) is link:
+        if self._links.is_in_use(link):
             self._peers.tell(self._peers.supervisor.heard(link.remote.peer, self._loop.time()))
 
     def link_draining(self, link: QuicLink, error: LinkError) -> None:
         """See `LinkOwner`."""
-        self._leaving[link] = None
+        self._links.leave(link)
         self._link_down(link, error)
 
     def link_ended(self, link: QuicLink, last_words: list[bytes]) -> None:
         """See `LinkOwner`."""
-        self._all.pop(link, None)
+        self._links.drop(link)
         self._schedule.drop(link)
         self._dirty.pop(link, None)
-        self._candidates.pop(link, None)
+        self._rulings.drop(link)
         self._reception.close(link, last_words, self._loop.time())
         self.path.release(link.virtual_address)
-        self._leaving.pop(link, None)
         if link.proven is not None and link.error is not None:
             self._link_down(link, link.error)
         else:
@@ -329,156 +293,85 @@ class Endpoint:
     async def start_link(self, peer: PeerId, address: str) -> QuicLink:
         """See `Dialer`."""
         virtual = await self.path.resolve(address)
-        engine = self._new_engine(virtual, is_client=True)
         now = self._loop.time()
-        link = QuicLink(self, engine, virtual, role=Role.DIALER, now=now, expected=peer)
+        link = self._maker.dial(peer, virtual, now)
         self._add(link)
         link.dial(now)
         return link
 
     def pending(self, peer: PeerId) -> QuicLink | None:
         """See `Dialer`."""
-        for link in self._all:
-            if (
-                link.phase is Phase.PROVEN
-                and not link.is_dialer
-                and link.remote.peer == peer
-                and link not in self._candidates
-            ):
-                return link
-        return None
+        return self._rulings.pending(peer)
 
     def dial_over(self) -> None:
         """See `Dialer`."""
-        self._rule_all()
+        self._review()
 
-    # ------------------------------------------------------------------ inside
+    # -------------------------------------------------------- from the rulings
 
     @property
-    def _pending(self) -> int:
-        """How many connections are not open yet."""
-        return len(self._all) - len(self._links) - len(self._leaving)
+    def is_ready(self) -> bool:
+        """See `Opener`."""
+        return self._acceptor is not None and self._is_running
 
-    def _accept(
-        self, first: header.LongHeader, address: VirtualAddress, now: float
-    ) -> QuicLink | None:
-        if not self._is_running or len(self._links) >= self.config.max_links:
-            self.counters["too_many_links"] += 1
-            return None
-        source = self.path.describe(address)
-        decision = self._doorkeeper.decide(first, source, self._pending, now)
-        if decision.entry is not Entry.ACCEPT:
-            self.counters[decision.entry.value] += 1
-            if decision.answer:
-                self.path.send([decision.answer], address)
-            return None
-        engine = self._new_engine(
-            address,
-            is_client=False,
-            original_destination=decision.original_destination,
-            retry_source=decision.retry_source,
-        )
-        link = QuicLink(self, engine, address, role=Role.ACCEPTOR, now=now)
-        self._add(link)
-        return link
+    def is_dialling(self, peer: PeerId) -> bool:
+        """See `Opener`."""
+        return self._dials.is_dialling(peer)
 
-    def _add(self, link: QuicLink) -> None:
-        self._all[link] = None
-        self._schedule.set(link, self._loop.time())
-        for connection_id in link.connection_ids:
-            self._reception.add(link, connection_id)
-        self.path.hold(link.virtual_address)
-
-    def _new_engine(
-        self,
-        address: VirtualAddress,
-        *,
-        is_client: bool,
-        original_destination: bytes | None = None,
-        retry_source: bytes | None = None,
-    ) -> Engine:
-        make = self._engines.towards(self.path.describe(address))
-        window = self.path.window_limit(address)
-        size = self.path.datagram_limit(address)
-        if size is None:
-            # The least that QUIC needs passes wherever a link is possible; the rest is found.
-            size = header.MIN_INITIAL if make.can_grow else self.config.datagram
-        config = EngineConfig(
-            is_client=is_client,
-            qlog=self._qlog,
-            certificate=self._certificate,
-            datagram=max(header.MIN_INITIAL, min(size, self.config.max_datagram)),
-            max_datagram=self.config.max_datagram,
-            window=window or MAX_WINDOW,
-            congestion="local" if window else "wan",
-            max_unordered=MAX_UNORDERED,
-        )
-        return make(config, original_destination=original_destination, retry_source=retry_source)
-
-    def _rule_all(self) -> None:
-        for link in tuple(self._candidates):
-            self._rule(link)
-
-    def _rule(self, link: QuicLink) -> None:
-        """Decide on a proven dialer, if that can be done yet."""
-        candidate = self._candidates.get(link)
-        if candidate is None or not self._is_running:
-            return
-        if self._retired:
-            del self._candidates[link]
-            link.refuse(LinkRefusedError(self._retired))
-            return
-        if self._acceptor is None:
-            return
-        peer = link.remote.peer
-        existing = self._links.get(peer)
-        ruling = candidate.rule(
-            self.local, existing, is_dialling=self._dials.is_dialling(peer), now=self._loop.time()
-        )
-        if ruling is Ruling.WAIT:
-            return
-        del self._candidates[link]
-        if ruling is Ruling.REFUSE:
-            link.refuse(DuplicateLinkError("another link to this peer is up"))
-            return
-        if ruling is Ruling.REPLACE and existing is not None:
-            text = "the peer came back with a new link"
-            existing.end(LinkLostError(text), CloseCode.LOST, text)
-        link.answer()
-
-    def _link_up(self, link: QuicLink) -> None:
+    def open_link(self, link: QuicLink) -> None:
+        """See `Opener`."""
         assert self._acceptor is not None
         peer = link.remote.peer
-        self._links[peer] = link
+        self._links.open[peer] = link
         try:
             link.open(self._acceptor)
         except Exception:  # a bug above must not cost other links their packets
             logger.exception("the acceptor failed on a link to %s", peer.short)
-            self._links.pop(peer, None)
+            self._links.take_down(link)
             link.refuse(LinkRefusedError("internal error"))
             return
         if not link.is_open:
             return  # its handler has closed it already
         self._dials.succeed(link)
-        self._rule_all()
+        self._review()
         self._notify(link, is_up=True)
         if not link.is_dialer:
             self._peers.supervisor.reset(peer)  # it is there, and it wants to talk
         reason = f"linked over {link.address}"
         self._peers.tell(self._peers.supervisor.up(peer, reason, self._loop.time()))
 
+    # ------------------------------------------------------------------ inside
+
+    def _accept(
+        self, first: header.LongHeader, address: VirtualAddress, now: float
+    ) -> QuicLink | None:
+        link = self._maker.accept(first, address, now) if self._is_running else None
+        if link is not None:
+            self._add(link)
+        return link
+
+    def _add(self, link: QuicLink) -> None:
+        self._links.add(link)
+        self._schedule.set(link, self._loop.time())
+        for connection_id in link.connection_ids:
+            self._reception.add(link, connection_id)
+        self.path.hold(link.virtual_address)
+
+    def _review(self) -> None:
+        if self._is_running:
+            self._rulings.review(self._loop.time())
+
     def _link_down(self, link: QuicLink, error: LinkError) -> None:
         """To the layers above a link is down when it has ended, or takes nothing new."""
-        peer = link.remote.peer
-        if self._links.get(peer) is not link:
+        if not self._links.take_down(link):
             return
-        del self._links[peer]
+        peer = link.remote.peer
         # Where it was reached last is where to look first; but nobody listens on the port
         # that a TCP connection came from.
         if link.is_dialer or not link.address.startswith(TCP):
             self._dials.book.learn(peer, [link.address])
         self._notify(link, is_up=False)
-        self._rule_all()
+        self._review()
         supervisor, now = self._peers.supervisor, self._loop.time()
         self._peers.tell(supervisor.lost(peer, error, now, is_ours=link.is_closed_here))
 
@@ -504,12 +397,12 @@ class Endpoint:
         now = self._loop.time()
         late = now - self._tick_due
         if late > STALL:
-            for link in tuple(self._all):
+            for link in self._links:
                 link.on_stall(late, now)
         for link in self._schedule.pop(now):
             due = link.check(now)
-            if link in self._all:
+            if link in self._links:
                 self._schedule.set(link, due)
         self._reception.expire(now)
-        self._rule_all()
+        self._review()
         self._schedule_tick()

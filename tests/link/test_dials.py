@@ -34,7 +34,7 @@ async def test_simultaneous_dials_end_as_the_lower_peers_link(latency: float) ->
         await exchange(results["bob"], alice.to(bob), b"from bob")
         assert len(alice.handlers) == len(bob.handlers) == 1
         await anyio.sleep(0.2)
-        assert len(alice.endpoint._all) == len(bob.endpoint._all) == 1
+        assert len(alice.endpoint._links) == len(bob.endpoint._links) == 1
 
 
 @pytest.mark.parametrize("seed", range(6))

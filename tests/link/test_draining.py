@@ -102,7 +102,7 @@ async def test_both_ends_stop_offering_the_link_while_work_in_flight_goes_on() -
         await theirs[0].until(lambda: bool(theirs[0].lost))
         assert theirs[0].data[2 if link.is_dialer else 3] == b"thanks"
         assert [len(each.lost) for each in (mine[0], theirs[0])] == [1, 1]
-        assert not alice.endpoint._all
+        assert not alice.endpoint._links
         assert alice.changes == [(bob.id, True), (bob.id, False)]
 
 

@@ -62,7 +62,7 @@ async def test_a_bad_hello_is_told_why(said: bytes, code: int, reason: str) -> N
         assert reason in cheat.reason
         assert not cheat.received  # an acceptor shows itself only to a proven dialer
         assert bob.handlers == []
-        assert not bob.endpoint._all
+        assert not bob.endpoint._links
 
 
 async def test_a_replayed_hello_is_refused() -> None:
@@ -98,7 +98,7 @@ async def test_silence_after_the_handshake_is_cut_off() -> None:
         await cheat.dial("b:1")
         await cheat.until_closed(timeout=QUICK.handshake_timeout + 2)
         assert "no valid hello within 1 s" in cheat.reason
-        assert not bob.endpoint._all
+        assert not bob.endpoint._links
 
 
 async def test_a_proven_dialer_that_never_confirms_is_not_handed_on() -> None:
@@ -137,7 +137,7 @@ async def test_too_much_data_before_the_proof_is_refused() -> None:
         cheat.say(bytes(2 * EARLY_LIMIT), cheat.new_stream(unidirectional=True))
         await cheat.until_closed()
         assert "too much data before the proof" in cheat.reason
-        assert not bob.endpoint._all
+        assert not bob.endpoint._links
 
 
 async def test_bytes_on_the_links_own_stream_end_an_open_link() -> None:
@@ -218,7 +218,7 @@ async def test_random_datagrams_do_no_harm() -> None:
         await sender.send(*(os.urandom(length) for length in range(1, 1400, 7)))
         await sender.send(*(long_packet(1)[:40] + os.urandom(1300) for _ in range(5)))
         assert bob.handlers == []
-        await eventually(lambda: not bob.endpoint._all, timeout=QUICK.handshake_timeout + 2)
+        await eventually(lambda: not bob.endpoint._links, timeout=QUICK.handshake_timeout + 2)
         await check_alive(network, bob)
 
 
@@ -246,7 +246,7 @@ async def test_pending_handshakes_are_bounded() -> None:
             with anyio.move_on_after(0.3):
                 await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
             assert bob.endpoint.counters["too_many_handshakes"] > 0
-            assert len(bob.endpoint._all) <= QUICK.max_pending
+            assert len(bob.endpoint._links) <= QUICK.max_pending
             for cheat in cheats:  # room is made as they are cut off
                 await cheat.until_closed()
             assert (await alice.endpoint.connect(bob.id, bob.endpoint.addresses)).is_open
@@ -254,7 +254,7 @@ async def test_pending_handshakes_are_bounded() -> None:
 
 async def test_data_far_ahead_of_a_gap_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream whose beginning never comes may not fill the memory."""
-    monkeypatch.setattr("lattica.link.endpoint.MAX_UNORDERED", 100_000)
+    monkeypatch.setattr("lattica.link.making.MAX_UNORDERED", 100_000)
     network = PacketNetwork()
     async with peer(BOB, network.path("b")) as bob:
         cheat = Cheat(network.path("x"), engine="aioquic")
@@ -267,7 +267,7 @@ async def test_data_far_ahead_of_a_gap_is_bounded(monkeypatch: pytest.MonkeyPatc
         cheat.flush()
         await cheat.until_closed()
         assert "out of order" in cheat.reason or "sparse receive buffer" in cheat.reason
-        assert not bob.endpoint._all
+        assert not bob.endpoint._links
 
 
 async def test_garbage_in_place_of_tls_messages_ends_its_own_link_only() -> None:
@@ -281,7 +281,7 @@ async def test_garbage_in_place_of_tls_messages_ends_its_own_link_only() -> None
             cheat.flush()
             await cheat.until_closed()
             assert cheat.code is None  # a transport error, told at once
-        await eventually(lambda: not bob.endpoint._all)
+        await eventually(lambda: not bob.endpoint._links)
         await check_alive(network, bob)
 
 
@@ -292,7 +292,7 @@ async def test_a_handshake_that_never_gets_anywhere_is_cut_off() -> None:
         sender = Sender(network.path("x"))
         first = long_packet(1)
         await sender.send(*[first] * (HANDSHAKE_LIMIT // len(first)))
-        assert len(bob.endpoint._all) == 1
+        assert len(bob.endpoint._links) == 1
         await sender.send(first)
-        assert not bob.endpoint._all
+        assert not bob.endpoint._links
         assert bob.endpoint.counters["unproven:LinkRefusedError"] == 1

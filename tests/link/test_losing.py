@@ -42,7 +42,7 @@ async def test_a_close_tells_its_reason_once_and_frees_everything() -> None:
         assert alice.changes == [(bob.id, True), (bob.id, False)]
         assert alice.endpoint.current() == bob.endpoint.current() == ()
         assert not alice.endpoint._reception
-        assert not alice.endpoint._all
+        assert not alice.endpoint._links
         with pytest.raises(LinkLostError):
             link.write(stream_id, b"too late")
         with pytest.raises(LinkLostError):

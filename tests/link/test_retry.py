@@ -253,14 +253,14 @@ async def test_a_forged_flood_stops_no_honest_dialer_and_costs_no_memory(engine:
                 [tracemalloc.Filter(True, "*/lattica/link/*")]
             )
             tracemalloc.stop()
-            assert len(bob.endpoint._all) <= config.retry_above + 1
+            assert len(bob.endpoint._links) <= config.retry_above + 1
         counters = bob.endpoint.counters
         assert forger.sent == 3000
         assert counters["retried"] > 2500
         assert counters["too_many_handshakes"] == 0
         assert sum(trace.size for trace in kept.traces) < 200_000
         await anyio.sleep(2 * config.handshake_timeout)
-        assert not bob.endpoint._all
+        assert not bob.endpoint._links
         assert not bob.endpoint._reception
 
 
