@@ -15,21 +15,24 @@ from lattica.link.refusals import printable
 
 
 class Draining:
-    """The end that leaves."""
+    """The end that leaves.
 
-    def __init__(self, reason: str) -> None:
+    Attributes:
+        is_over: the link is closed.
+        is_complete: and all that was in flight was done before.
+    """
+
+    def __init__(self, reason: str, deadline: float) -> None:
+        """At `deadline`, in seconds of the loop's clock, what is not done yet is given up."""
         self.reason = reason
-        self.is_done = anyio.Event()  # nothing is in flight any more, or the link is closed
+        self.deadline = deadline
+        self.is_over = anyio.Event()
+        self.is_complete = False
 
     def message(self) -> bytes:
         """What the other end is told."""
         body = self.reason.encode()[:MAX_REASON]
         return len(body).to_bytes(LENGTH, "big") + body
-
-    def look(self, handler: object, in_flight: int) -> None:
-        """Something has left or arrived; `in_flight`: bytes queued or unacknowledged."""
-        if not in_flight and is_idle(handler):
-            self.is_done.set()
 
 
 def is_idle(handler: object) -> bool:

@@ -173,17 +173,19 @@ class MemoryLink:
         if not self._open:
             return True
         if self._draining is None and not is_idle(self.handler):
-            self._draining = Draining(text)
+            deadline = asyncio.get_running_loop().time() + timeout
+            self._draining = Draining(text, deadline)
             self._owner.forget(self, LinkLostError(f"closing here: {text}"))
             self._deliver_farewell(text)
-        if self._draining is not None:
-            with anyio.move_on_after(timeout):
-                await self._draining.is_done.wait()
-        else:
+        if self._draining is None:
             await asyncio.sleep(self._latency)  # for what was written to arrive
-        is_done = self._open and is_idle(self.handler)
+            is_done = self._open and is_idle(self.handler)
+            self.close(text)
+            return is_done
+        with anyio.move_on_after(timeout):
+            await self._draining.is_over.wait()
         self.close(text)
-        return is_done
+        return self._draining.is_complete
 
     def fail(self, error: LinkError, theirs: LinkError | None = None) -> None:
         """End both ends, as a killed process or a cut cable would."""
@@ -191,7 +193,7 @@ class MemoryLink:
             if end is not None and end._open:
                 end._open = False
                 if end._draining is not None:
-                    end._draining.is_done.set()
+                    end._draining.is_over.set()
                 end._owner.forget(end, cause)
                 if end.handler is not None:
                     asyncio.get_running_loop().call_soon(end.handler.link_lost, cause)
@@ -236,8 +238,12 @@ class MemoryLink:
     def _look(self) -> None:
         """A handler may be idle after what happens in this turn of the loop."""
         if self._draining is not None:
-            loop = asyncio.get_running_loop()
-            loop.call_soon(self._draining.look, self.handler, 0)
+            asyncio.get_running_loop().call_soon(self._depart)
+
+    def _depart(self) -> None:
+        if self._draining is not None and self._open and is_idle(self.handler):
+            self._draining.is_complete = True
+            self.close(self._draining.reason)
 
     def _count(self, event: str, stream_id: int, *args: object) -> None:
         """Keep the statistics of what arrives."""

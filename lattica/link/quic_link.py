@@ -11,19 +11,18 @@ import anyio
 
 from lattica.errors import LinkError, LinkLostError, LinkRefusedError
 from lattica.identity.keys import PeerId
-from lattica.link import header
 from lattica.link.alarm import Alarm
 from lattica.link.draining import Draining, is_idle
-from lattica.link.early import EarlyEvents
 from lattica.link.engine import Engine
 from lattica.link.interface import Link, LinkHandler, RemotePeer
-from lattica.link.outbox import Outbox, piece
 from lattica.link.own_stream import OWN_STREAM, OwnStream, Said
 from lattica.link.owner import LinkOwner
 from lattica.link.proof import Proof, Role
 from lattica.link.refusals import CloseCode, code_of, error_of
+from lattica.link.sending import Sending
 from lattica.link.sizing import Sizing
 from lattica.link.statistics import LinkStatistics, Meter, gather
+from lattica.link.upcalls import Upcalls
 from lattica.link.watch import Watch
 from lattica.path.addresses import is_local
 from lattica.path.interface import VirtualAddress
@@ -32,7 +31,6 @@ from lattica.path.probes import ProbeKeys
 logger = logging.getLogger("lattica.link")
 
 HANDSHAKE_LIMIT = 128 * 1024  # bytes received before TLS is done; it takes a few thousand
-MAX_BURST = 256 * 1024  # bytes of data streams that one link sends before others have their turn
 
 
 class Phase(Enum):
@@ -66,10 +64,10 @@ class QuicLink:
         self._loop = asyncio.get_running_loop()
         self._alarm = Alarm(self._loop, self._on_timer)
         self._own: OwnStream | None = None  # once TLS is done
-        self._sizing: Sizing | None = None  # the same
-        self._handler: LinkHandler | None = None
-        self._early = EarlyEvents()
-        self._outbox = Outbox()
+        self._upcalls = Upcalls(self._loop, self._handler_failed)
+        self._meter = Meter()
+        self._sending = Sending(engine, owner.path, address, self._meter)
+        self._outbox = self._sending.outbox
         self._before_flush: Callable[[], None] | None = None
         self._is_flushing = False  # what is written now leaves without another turn
         self.phase = Phase.HANDSHAKE
@@ -77,7 +75,6 @@ class QuicLink:
         self._handshake = 0.0
         self._draining: Draining | None = None  # here
         self.is_closed_here = False  # on purpose, not for a fault
-        self._meter = Meter()
         self._watch = Watch(self, owner.config, owner.clock, now, is_dialer=self.is_dialer)
         self._pulse = self._watch.pulse
         self.liveness = self._pulse.liveness
@@ -175,20 +172,13 @@ class QuicLink:
         text = reason or "going away"
         if self.phase is not Phase.OPEN:
             return True
-        now = self._loop.time()
-        self.flush(now)
-        if self._draining is None and (not is_idle(self._handler) or self._in_flight()):
-            self._draining = Draining(text)
-            self.is_closed_here = True
-            assert self._own is not None
-            self._own.leave(self._draining)
-            self._owner.link_draining(self, LinkLostError(f"closing here: {text}"))
-        if self._draining is not None:
-            with anyio.move_on_after(timeout):
-                await self._draining.is_done.wait()
-        is_done = self.phase is Phase.OPEN and is_idle(self._handler) and not self._in_flight()
+        self.leave(timeout, text)
+        if self._draining is None:
+            return True
+        with anyio.move_on_after(timeout):
+            await self._draining.is_over.wait()
         self.close(text)
-        return is_done
+        return self._draining.is_complete
 
     # -------------------------------------------------------- for the endpoint
 
@@ -205,7 +195,8 @@ class QuicLink:
     @property
     def probe_tag(self) -> bytes | None:
         """How probes of the path name this link; None before the keys are there."""
-        return None if self._sizing is None else self._sizing.tag
+        sizing = self._sending.sizing
+        return None if sizing is None else sizing.tag
 
     def dial(self, now: float) -> None:
         """Send the first packet."""
@@ -245,29 +236,17 @@ class QuicLink:
         if self._before_flush is not None:
             write, self._before_flush = self._before_flush, None
             self._is_flushing = True
-            self._handle(lambda _: write())
+            self._upcalls.event(lambda _: write())
             self._is_flushing = False
             if self.error is not None:
                 return
-        engine, outbox = self._engine, self._outbox
-        outbox.push_control(engine)
-        burst = 0
-        size = piece(engine.datagram) if outbox.has_data else 0
-        while True:
-            if outbox.has_data and engine.unsent() < size:
-                burst += outbox.push_data(engine, size)
-            datagrams = engine.datagrams(now)
-            self._send(datagrams)
-            if not outbox.has_data or not datagrams or engine.unsent():
-                break  # what is left waits for acknowledgements, or for the pacer
-            if burst >= MAX_BURST:
-                self._owner.link_dirty(self)  # other links first
-                break
-        if self._draining is not None:
-            self._draining.look(self._handler, self._in_flight())
+        if not self._sending.push(now):
+            self._owner.link_dirty(self)
+        if self._draining is not None and self._is_idle():
+            self._loop.call_soon(self._depart)
         if self._watch.may_get_busy:
             self._watch.look_busy(now)
-        self._alarm.set(engine.timer())
+        self._alarm.set(self._engine.timer())
 
     def answer(self) -> None:
         """Accept a proven dialer."""
@@ -284,15 +263,31 @@ class QuicLink:
         self.phase = Phase.OPEN  # first: the acceptor may open streams
         now = self._loop.time()
         self._handshake = now - self._born
-        assert self._sizing is not None
+        sizing = self._sending.sizing
+        assert sizing is not None
         assert self._own is not None
         due = self._watch.opened(now, expires=self._own.expires)
-        self._owner.link_due(self, min(due, self._sizing.begin(now)))
-        self._handler = acceptor(self)
-        self._watch.handled(self._handler, is_local=is_local(self.address))
+        self._owner.link_due(self, min(due, sizing.begin(now)))
+        handler = acceptor(self)
+        self._watch.handled(handler, is_local=is_local(self.address))
         self.settled.set()
-        for event in self._early.take():
-            self._handle(event)
+        self._upcalls.begin(handler)
+
+    def leave(self, timeout: float, reason: str) -> None:
+        """Begin a `drain` that nobody waits for."""
+        if self.phase is not Phase.OPEN or self._draining is not None:
+            return
+        now = self._loop.time()
+        self.flush(now)
+        if self._is_idle():
+            self.close(reason)
+            return
+        assert self._own is not None
+        self._draining = Draining(reason, now + timeout)
+        self.is_closed_here = True
+        self._own.leave(self._draining)
+        self._owner.link_draining(self, LinkLostError(f"closing here: {reason}"))
+        self.look_at(min(self.liveness.due(now), self._draining.deadline))
 
     def probe(self) -> None:
         """Ask the other end for a sign of life."""
@@ -307,27 +302,30 @@ class QuicLink:
 
     def on_too_big(self, size: int) -> None:
         """This machine does not send so large a datagram there: go on with the smallest."""
-        if self.phase is Phase.CLOSED or size <= header.MIN_INITIAL:
-            return
-        if self._sizing is None:
-            self._engine.set_datagram(header.MIN_INITIAL)
-        else:
-            self._sizing.too_big(size, self._loop.time())
-        self._owner.link_dirty(self)
+        if self.phase is not Phase.CLOSED:
+            self._sending.too_big(size, self._loop.time())
+            self._owner.link_dirty(self)
 
     def receive_probe(self, datagram: bytes, address: VirtualAddress, now: float) -> None:
         """Take in a probe of the path, or the reply to one of ours."""
-        if self._sizing is not None:
-            self._sizing.received(datagram, address, now)
+        sizing = self._sending.sizing
+        if sizing is not None:
+            sizing.received(datagram, address, now)
             if self.phase is Phase.OPEN:
-                self._owner.link_due(self, min(self.liveness.due(now), self._sizing.due))
+                self._owner.link_due(self, min(self.liveness.due(now), sizing.due))
 
     def check(self, now: float) -> float:
         """Look at the clocks; when to look again. Not called any more once it is closed."""
         look_again = self._watch.check(now)
-        if self.phase is Phase.OPEN and self._sizing is not None:
-            return min(look_again, self._sizing.check(now))
-        return look_again
+        sizing = self._sending.sizing
+        if self.phase is not Phase.OPEN or sizing is None:
+            return look_again
+        look_again = min(look_again, sizing.check(now))
+        if self._draining is None:
+            return look_again
+        if self._draining.deadline <= now:
+            self.close(self._draining.reason)
+        return min(look_again, self._draining.deadline)
 
     def on_stall(self, seconds: float, now: float) -> None:
         """This end's loop did not run for `seconds`: nobody is to blame for them."""
@@ -348,9 +346,7 @@ class QuicLink:
 
     def send_beat(self, datagram: bytes) -> None:
         """See `Watched`."""
-        self._meter.packets_out += 1
-        self._meter.bytes_out += len(datagram)
-        self._owner.path.send((datagram,), self._address)
+        self._sending.send_beat(datagram)
 
     def refuse(self, error: LinkError) -> None:
         """Close with a typed reason."""
@@ -363,9 +359,7 @@ class QuicLink:
         now = self._loop.time()
         self.flush(now)
         self._engine.close(code, reason)
-        last_words = self._engine.datagrams(now)
-        self._send(last_words)
-        self._finish(error, last_words)
+        self._finish(error, self._sending.send_rest(now))
 
     # ---------------------------------------------------- the engine's events
 
@@ -373,7 +367,7 @@ class QuicLink:
         self.phase = Phase.PROVING
         binding = self._engine.binding()
         self.connection_id_added(self._watch.keyed(binding))
-        self._sizing = Sizing(
+        self._sending.sizing = Sizing(
             self._engine,
             self._owner.path,
             self._address,
@@ -400,13 +394,14 @@ class QuicLink:
         if stream_id == OWN_STREAM:
             self._own_data(data, end)
         elif self.phase is Phase.OPEN:
-            assert self._handler is not None
+            handler = self._upcalls.handler
+            assert handler is not None
             try:
-                self._handler.stream_data(stream_id, data, end)
+                handler.stream_data(stream_id, data, end)
             except Exception:  # noqa: BLE001
                 self._handler_failed()
         else:
-            self._keep(lambda handler: handler.stream_data(stream_id, data, end), len(data))
+            self._event(lambda handler: handler.stream_data(stream_id, data, end), len(data))
 
     def stream_reset(self, stream_id: int, code: int) -> None:
         self._event(lambda handler: handler.stream_reset(stream_id, code))
@@ -427,8 +422,7 @@ class QuicLink:
         if self.phase is Phase.CLOSED:
             return
         # Where this end found the fault, the engine has a close to send.
-        last_words = self._engine.datagrams(self._loop.time())
-        self._send(last_words)
+        last_words = self._sending.send_rest(self._loop.time())
         self._finish(error_of(code, reason, is_open=self.is_open), last_words)
 
     # ------------------------------------------------------------------ inside
@@ -464,42 +458,24 @@ class QuicLink:
         except LinkError as error:
             self.refuse(error)
 
-    def _in_flight(self) -> int:
-        """Bytes that the other end has not acknowledged, or was not sent yet."""
-        engine = self._engine.statistics()
-        return len(self._outbox) + engine.unsent + engine.in_flight
+    def _is_idle(self) -> bool:
+        """Whether nothing is in flight any more."""
+        return is_idle(self._upcalls.handler) and not self._sending.in_flight()
 
-    def _event(self, event: Callable[[LinkHandler], None]) -> None:
-        if self.phase is Phase.OPEN:
-            self._handle(event)
-        else:
-            self._keep(event, 0)
+    def _depart(self) -> None:
+        """The end of a drain, unless something has come up meanwhile."""
+        if self._draining is not None and self.phase is Phase.OPEN and self._is_idle():
+            self._draining.is_complete = True
+            self.close(self._draining.reason)
 
-    def _handle(self, event: Callable[[LinkHandler], None]) -> None:
-        if self.phase is not Phase.OPEN:
-            return  # an earlier event has closed the link
-        if self._handler is None:
-            return  # it is being made, and has closed the link already
-        try:
-            event(self._handler)
-        except Exception:  # noqa: BLE001
-            self._handler_failed()
+    def _event(self, event: Callable[[LinkHandler], None], size: int = 0) -> None:
+        if not self._upcalls.event(event, size):
+            self.refuse(LinkRefusedError("too much data before the proof"))
 
     def _handler_failed(self) -> None:
         """A bug above must not cost other links their packets."""
         logger.exception("the handler of the link to %s failed", self.remote.peer.short)
         self.close("internal error")
-
-    def _keep(self, event: Callable[[LinkHandler], None], size: int) -> None:
-        if self.phase is not Phase.CLOSED and not self._early.add(event, size):
-            self.refuse(LinkRefusedError("too much data before the proof"))
-
-    def _send(self, datagrams: list[bytes]) -> None:
-        if datagrams:
-            self._meter.sent(datagrams)
-            if self._sizing is not None:
-                self._sizing.sent(datagrams)
-            self._owner.path.send(datagrams, self._address)
 
     def _on_timer(self) -> None:
         if self.phase is Phase.CLOSED:
@@ -514,20 +490,16 @@ class QuicLink:
             self._alarm.set(at)
 
     def _finish(self, error: LinkError, last_words: list[bytes]) -> None:
-        was_open = self.phase is Phase.OPEN
         self.phase = Phase.CLOSED
         self.error = error
         self._alarm.cancel()
-        self._early.take()
         if self._draining is not None:
-            self._draining.is_done.set()
+            self._draining.is_over.set()
         self._outbox.clear()
         self.settled.set()
         self._owner.link_ended(self, last_words)
         self._engine.finish()
-        if was_open and self._handler is not None:
-            # Not from within: this may be a handler's own call of `close`.
-            self._loop.call_soon(self._handler.link_lost, error)
+        self._upcalls.finish(error)
 
 
 def _is_frozen(data: object) -> bool:

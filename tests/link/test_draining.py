@@ -11,6 +11,7 @@ from lattica.config import LinkConfig
 from lattica.errors import LinkLostError
 from lattica.link.interface import Link
 from lattica.link.memory import MemoryLinks, MemoryNetwork
+from lattica.link.quic_link import QuicLink
 from lattica.link.supervision import PeerState
 from lattica.path.memory import Conditions, PacketNetwork
 from lattica.virtual_loop import VirtualLoop
@@ -202,3 +203,34 @@ async def test_a_link_in_memory_drains_alike() -> None:
     assert not link.is_open
     await anyio.sleep(1.0)
     assert [len(each.lost) for each in handlers] == [1, 1]
+
+
+async def test_a_link_that_is_left_closes_by_itself_when_its_work_is_done() -> None:
+    async with two(PacketNetwork(Conditions(latency=LATENCY)), CONFIG) as (alice, bob):
+        mine = workers(alice)
+        link = await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
+        await bob.until_linked(alice)
+        mine[0].is_idle = False
+        assert isinstance(link, QuicLink)
+        link.leave(60.0, "moving house")
+        await bob.until_linked(alice, is_up=False, timeout=1.0)
+        await anyio.sleep(5.0)
+        assert link.is_open
+        mine[0].is_idle = True
+        link.write(link.open_stream(unidirectional=True), b"thanks", end=True)
+        await mine[0].until(lambda: bool(mine[0].lost), timeout=1.0)
+        await bob.handlers[0].until(lambda: bool(bob.handlers[0].lost), timeout=1.0)
+        assert "moving house" in str(bob.handlers[0].lost[0])
+
+
+async def test_a_link_that_is_left_with_endless_work_closes_at_its_deadline() -> None:
+    async with two(PacketNetwork(Conditions(latency=LATENCY)), CONFIG) as (alice, bob):
+        mine = workers(alice)
+        link = await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
+        await bob.until_linked(alice)
+        mine[0].is_idle = False
+        assert isinstance(link, QuicLink)
+        began = anyio.current_time()
+        link.leave(10.0, "moving house")
+        await mine[0].until(lambda: bool(mine[0].lost), timeout=60.0)
+        assert anyio.current_time() - began == pytest.approx(10.0, abs=0.1)

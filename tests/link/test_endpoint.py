@@ -268,3 +268,21 @@ async def test_an_endpoint_without_an_acceptor_keeps_dialers_waiting() -> None:
         acceptor, bob.endpoint._acceptor = bob.endpoint._acceptor, None
         asyncio.get_running_loop().call_later(0.2, bob.endpoint.set_acceptor, acceptor)
         assert (await alice.endpoint.connect(bob.id, bob.endpoint.addresses)).is_open
+
+
+async def test_an_acceptor_that_closes_the_link_at_once_is_told_of_its_end() -> None:
+    async with two() as (alice, bob):
+        made: list[Recorder] = []
+
+        def slam(link: Link) -> Recorder:
+            made.append(Recorder(link))
+            link.close("not today")
+            return made[-1]
+
+        bob.endpoint.set_acceptor(slam)
+        await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
+        await alice.until_linked(bob, is_up=False)
+        await made[0].until(lambda: bool(made[0].lost))
+        await anyio.sleep(0.05)
+        assert len(made[0].lost) == 1
+        assert bob.endpoint.current() == ()
