@@ -7,7 +7,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 
 FUZZ_SECONDS ?= 90
 
-.PHONY: demo rollouts test fuzz check bench venv clean
+.PHONY: demo rollouts test test-net fuzz check bench venv clean
 
 venv: $(STAMP)
 
@@ -30,6 +30,10 @@ rollouts: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-net: $(STAMP)
+	-@$(BIN)/python -m tests.netlab.requirements
+	@$(BIN)/python -m pytest tests/netlab -m netlab $(ARGS)
 
 fuzz: $(STAMP)
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)

@@ -6,12 +6,13 @@ Works on either lab: it needs sockets inside, and two public hosts with two sock
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
+from tests.netlab.kinds import Kind
 from tests.netlab.nat import BLOCK, LOWEST_PORT, Address, Dependence, Ports
 
 PORTS = (47_001, 31_017, 52_345, 20_202, 61_616, 10_007, 40_503, 33_333)  # of inside sockets
@@ -47,6 +48,21 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
     ports: Ports | None = None
     hairpin: bool = False
 
+    @classmethod
+    def of(cls, kind: Kind) -> Findings:
+        """What must be found where the kind is what it says."""
+        if not kind.policy.udp:
+            return cls(reachable=False)
+        layers = [each for each in (kind.home, kind.carrier) if each is not None]
+        return cls(
+            reachable=True,
+            translated=bool(layers),
+            mapping=kind.mapping,
+            filtering=kind.filtering,
+            ports=kind.ports,
+            hairpin=bool(layers) and layers[-1].hairpin,
+        )
+
 
 class Classifier:
     """One classification. `bind` makes a socket inside with a certain port.
@@ -54,14 +70,16 @@ class Classifier:
     `wait` is how long a datagram may take, in seconds; what has not come then never comes.
     """
 
-    def __init__(self, bind: Callable[[int], Socket], servers: Servers, *, wait: float) -> None:
+    def __init__(
+        self, bind: Callable[[int], Awaitable[Socket]], servers: Servers, *, wait: float
+    ) -> None:
         self._bind = bind
         self._servers = servers
         self._wait = wait
 
     async def run(self) -> Findings:
         """All tests but the time-out, which takes as long as it is."""
-        sock = self._bind(PORTS[0])
+        sock = await self._bind(PORTS[0])
         try:
             seen = await self.observed(sock, self._servers.first)
             if seen is None:
@@ -93,26 +111,24 @@ class Classifier:
         Every age has a socket of its own, so all are tried at once.
         """
         alive = await asyncio.gather(
-            *(self._lives(port, age) for port, age in zip(PORTS, ages, strict=False))
+            *[await self._open(port, age) for port, age in zip(PORTS, ages, strict=False)]
         )
         lived = max((age for age, is_alive in zip(ages, alive, strict=True) if is_alive), default=0)
         died = [age for age, is_alive in zip(ages, alive, strict=True) if not is_alive]
         return lived, min(died, default=float("inf"))
 
-    async def _lives(self, port: int, age: float) -> bool:
-        sock = self._bind(port)
-        try:
-            sock.send(b"@open", self._servers.first.address)
-            opened = asyncio.get_running_loop().time()
-            while (received := await self._servers.first.receive(self._wait)) is not None:
-                if received[1][1] in (port, 0) or received[0] == b"@open":
-                    break
-            assert received is not None, "nothing came out"
-            await asyncio.sleep(opened + age - asyncio.get_running_loop().time())
-            self._servers.first.send(b"@later", received[1])
-            return await sock.receive(self._wait) is not None
-        finally:
-            sock.close()
+    async def _open(self, port: int, age: float) -> Coroutine[Any, Any, bool]:
+        """Make a mapping; what is returned tells whether it lives at that age."""
+        sock = await self._bind(port)
+        seen = await self.observed(sock, self._servers.first)
+        assert seen is not None, "nothing came out"
+        return self._lives(sock, seen, asyncio.get_running_loop().time() + age)
+
+    async def _lives(self, sock: Socket, seen: Address, at: float) -> bool:
+        await asyncio.sleep(at - asyncio.get_running_loop().time())
+        alive = await self._passes(self._servers.first, seen, sock)
+        sock.close()
+        return alive
 
     async def _mapping(self, sock: Socket, first: Address) -> Dependence:
         if await self.observed(sock, self._servers.same_address) != first:
@@ -122,7 +138,7 @@ class Classifier:
         return Dependence.ENDPOINT_INDEPENDENT
 
     async def _filtering(self) -> Dependence:
-        sock = self._bind(PORTS[1])
+        sock = await self._bind(PORTS[1])
         try:
             seen = await self.observed(sock, self._servers.first)
             assert seen is not None, "nothing came out"
@@ -144,7 +160,7 @@ class Classifier:
         outside: list[int] = []
         try:
             for port in PORTS:
-                made.append(self._bind(port))
+                made.append(await self._bind(port))
                 seen = await self.observed(made[-1], self._servers.first)
                 assert seen is not None, "nothing came out"
                 outside.append(seen[1])
@@ -159,7 +175,7 @@ class Classifier:
         return Ports.BLOCK if len(blocks) == 1 else Ports.RANDOM
 
     async def _hairpin(self) -> bool:
-        one, other = self._bind(PORTS[2]), self._bind(PORTS[3])
+        one, other = await self._bind(PORTS[2]), await self._bind(PORTS[3])
         try:
             one_seen = await self.observed(one, self._servers.first)
             other_seen = await self.observed(other, self._servers.first)

@@ -73,7 +73,7 @@ class Site:
         self.is_cut = False
         self.prefix6: str | None = None  # "2001:db8:…:" before the host's number
         self._topology = topology
-        self._lan = Direction(LAN, f"{topology.seed} {name} lan")
+        self._lan = Direction(topology.lan or LAN, f"{topology.seed} {name} lan")
         self._hosts = count(2)
 
     @property
@@ -119,10 +119,16 @@ class Site:
         if self.parent is not None and (":" in address or not self.translates):
             self.parent.remove(address)
 
+    def new_outer_address(self) -> str:
+        """One that nobody has yet, for the outside of this site's box."""
+        if self.parent is None or self.parent.parent is None:
+            return self._topology.public_address()
+        return f"{self.parent.lan}.{next(self.parent._hosts)}"
+
     def reboot(self, address: str | None = None) -> None:
         """Lose all mappings; get `address` outside ("new": any other one)."""
         if address == "new":
-            address = self._topology.outer_address(self)
+            address = self.new_outer_address()
         before = self.box.address
         self.box.reboot(address)
         self.box6.reboot()
@@ -209,6 +215,9 @@ class Site:
         if self.is_cut and direction is not self._lan:
             self.counters["cut"] += 1
             return
+        if direction is self._lan and self._topology.lan is None:
+            step(packet, data)
+            return
         timers = self._topology.timers
         for at, contents in direction.carry(data, timers.time()):
             if direction is self.link.up:
@@ -230,9 +239,10 @@ class Topology:
     a carrier and its homes from 100.64.0.0/10 (RFC 6598).
     """
 
-    def __init__(self, timers: Timers, *, seed: int = 0) -> None:
+    def __init__(self, timers: Timers, *, seed: int = 0, lan: Conditions | None = LAN) -> None:
         self.timers = timers
         self.seed = seed
+        self.lan = lan  # of all inside networks; None: what arrives inside is handed on at once
         self.counters: Counter[str] = Counter()
         self._parted: set[frozenset[Member]] = set()
         self._sites = count(1)
@@ -251,10 +261,10 @@ class Topology:
         """A new site, with a carrier's site above it where the kind has one and none is given."""
         if behind is None and kind.carrier is not None:
             behind = self._new("carrier", self.internet, None)
-            self._translate(behind, Nat(kind.carrier, self.outer_address(behind), seed=behind.name))
+            self._translate(behind, Nat(kind.carrier, behind.new_outer_address(), seed=behind.name))
         site = self._new("site", behind or self.internet, lan)
         if kind.home is not None:
-            self._translate(site, Nat(kind.home, self.outer_address(site), seed=site.name))
+            self._translate(site, Nat(kind.home, site.new_outer_address(), seed=site.name))
         elif kind.firewall is not None:
             site.box = Firewall(kind.firewall)
         if ipv6:
@@ -269,13 +279,6 @@ class Topology:
         """One that nobody has yet."""
         number = next(self._publics)
         return f"198.{18 + number // 65_024}.{number // 254 % 256}.{number % 254 + 1}"
-
-    def outer_address(self, site: Site) -> str:
-        """A new address for the outside of a site's box."""
-        above = site.parent
-        if above is None or above.parent is None:
-            return self.public_address()
-        return f"{above.lan}.{next(above._hosts)}"
 
     def partition(self, one: Site, other: Site) -> None:
         """Drop everything that two sites send each other through the internet."""
