@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
+import select
 import selectors
 import signal
 import socket
@@ -101,7 +103,12 @@ class Keeper:
     def _told(self, site: RealSite) -> dict[str, Any]:
         number = len(self._sites) + 1
         self._sites[number] = site
-        return {"number": number, "address": site.address, "by_kernel": site.by_kernel}
+        return {
+            "number": number,
+            "address": site.address,
+            "by_kernel": site.by_kernel,
+            "router": site.router_address,
+        }
 
     def do_host(self, site: int) -> dict[str, Any]:
         host = self._sites[site].host()
@@ -186,12 +193,24 @@ class Keeper:
         return dict(total + tunnel.counters if tunnel is not None else total)
 
 
+class FineSelector(selectors.EpollSelector):
+    """Waits to the microsecond: epoll's whole milliseconds are as long as a short link's delay."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """See `selectors.BaseSelector.select`."""
+        if timeout is not None and timeout > 0:
+            select.select([self.fileno()], [], [], timeout)
+            timeout = 0
+        return super().select(timeout)
+
+
 def main() -> None:
     """`python -m tests.netlab.keeper DESCRIPTOR SEED`."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
-    # Not epoll: its waits are whole milliseconds, as long as a short link's delay.
-    loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    loop = asyncio.SelectorEventLoop(FineSelector())
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         runner.run(_keep(control, int(sys.argv[2])))
 

@@ -17,12 +17,14 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
+from lattica.path.udp import UdpPath
 from tests.netlab.keeper import MESSAGE
 from tests.netlab.kinds import KINDS, PUBLIC, Kind
 from tests.netlab.nat import Address
@@ -46,6 +48,7 @@ class Lab:
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self._exits: dict[int, asyncio.Future[int]] = {}
         self._given: list[socket.socket] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="lattica-lab-")
         self.processes: list[LabProcess] = []
 
     async def __aenter__(self) -> Self:
@@ -130,6 +133,11 @@ class Lab:
         return await asyncio.wait_for(future, ANSWER)
 
     @property
+    def folder(self) -> Path:
+        """For files of processes; removed at the end."""
+        return Path(self._folder.name)
+
+    @property
     def keeper_pid(self) -> int:
         """Of the process that all else hangs on."""
         return self._keeper.pid
@@ -175,6 +183,7 @@ class Lab:
         except TimeoutError:
             os.killpg(self._keeper.pid, signal.SIGKILL)
             await self._keeper.wait()  # a killed process ends
+        self._folder.cleanup()
 
 
 class LabLink:
@@ -191,8 +200,11 @@ class LabLink:
 class LabSite:
     """A site: hosts behind a box, and a link to the internet."""
 
-    def __init__(self, lab: Lab, number: int, address: str | None, by_kernel: bool) -> None:
+    def __init__(
+        self, lab: Lab, number: int, address: str | None, by_kernel: bool, router: str | None
+    ) -> None:
         self.lab = lab
+        self.router = router  # its inside address; None where there is no router
         self.number = number
         self.address = address  # that others see; None where nothing is translated
         self.by_kernel = by_kernel
@@ -239,6 +251,10 @@ class LabSite:
             self.lab, "run_on_router", argv, site=self.number, env=env, cwd=cwd
         )
 
+    async def nft(self, rules: str) -> None:
+        """Load rules of nftables on the site's router; its devices are `lan` and `wan`."""
+        await self.lab.ask("nft", site=self.number, rules=rules)
+
     async def counters(self) -> dict[str, int]:
         """What became of packets here, and why some were dropped."""
         told: dict[str, int] = await self.lab.ask("counters", site=self.number)
@@ -273,6 +289,12 @@ class LabHost:
         sock = await self.socket()
         sock.bind(("0.0.0.0", port))
         return LabSocket(sock, self.address)
+
+    async def path(self, port: int = 0, *, ipv6: bool = False) -> UdpPath:
+        """A path of a peer in this process whose socket, and so whose network, is the host's."""
+        sock = await self.socket(ipv6=ipv6)
+        sock.bind((self.address6 if ipv6 else self.address, port))
+        return UdpPath(sock)
 
     async def move(self, site: LabSite) -> None:
         """Go to another site: the interface goes and another comes; sockets stay."""

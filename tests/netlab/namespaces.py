@@ -9,14 +9,22 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from tests.netlab.requirements import TUN, find
 
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF = 0x400454CA
+_TUNSETPERSIST = 0x400454CB
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
 _SELF = "/proc/thread-self/ns/net"
+
+
+@cache
+def _home() -> int:
+    """Where this process was when it made its first namespace."""
+    return os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
 
 
 class Namespace:
@@ -24,7 +32,7 @@ class Namespace:
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
-        self._home = os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
+        self._home = _home()
         self._check(self._libc.unshare(_CLONE_NEWNET))
         self.fd = os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
         self._check(self._libc.setns(self._home, 0))
@@ -58,6 +66,9 @@ class Namespace:
             fd = os.open(TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             request = struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI)
             fcntl.ioctl(fd, _TUNSETIFF, request)
+            # Else each is removed as its descriptor closes, 50 ms one after the other; so they
+            # go with their namespaces, all at once.
+            fcntl.ioctl(fd, _TUNSETPERSIST, 1)
         return fd
 
     def cable(self, name: str, other: Namespace, other_name: str) -> None:
@@ -69,7 +80,6 @@ class Namespace:
     def close(self) -> None:
         """Let go: the namespace ends with its last process and socket."""
         os.close(self.fd)
-        os.close(self._home)
 
     def _run(self, argv: list[str], text: str, *fds: int) -> None:
         with self.inside():

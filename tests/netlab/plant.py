@@ -52,7 +52,7 @@ class Tunnel:
             self.counters["down"] += 1
 
     def close(self) -> None:
-        """Remove the device."""
+        """Let go of a device that has been removed."""
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
@@ -142,6 +142,13 @@ class RealSite:
         return self.outer or self.site.address
 
     @property
+    def router_address(self) -> str | None:
+        """Of the router, inside."""
+        if not self.has_router:
+            return None
+        return f"{self.site.lan}.1" if self.translating else ROUTER_ON_LINK
+
+    @property
     def translating(self) -> bool:
         return self.kind.home is not None
 
@@ -203,7 +210,7 @@ class RealSite:
         router = self.router = Namespace()
         self.tunnel = Tunnel(router.tun("wan"), self.site)
         router.sysctl("net/ipv4/ip_forward", 1)
-        inner = f"{self.site.lan}.1/24" if self.translating else f"{ROUTER_ON_LINK}/32"
+        inner = f"{self.router_address}/{24 if self.translating else 32}"
         router.ip(
             f"link set wan mtu {MTU} txqueuelen 2000 up",
             "link add lan type bridge mcast_snooping 0",
@@ -219,6 +226,8 @@ class RealSite:
             )
         if self.by_kernel:
             self._let_the_kernel_play(router, self.tunnel)
+        elif self.translating:
+            self.site.add(str(self.router_address), self.tunnel)  # the router's own traffic
 
     def _let_the_kernel_play(self, router: Namespace, tunnel: Tunnel) -> None:
         home = self.kind.home
@@ -309,8 +318,7 @@ class RealHost:
         for address in (self.address, self.address6):
             if address is not None and address in self.site.site.members:
                 self.site.site.remove(address)
-        if self._tunnel is None:
-            self.namespace.ip("link delete eth0")
-        else:
+        self.namespace.ip("link delete eth0")
+        if self._tunnel is not None:
             self._tunnel.close()
             self._tunnel = None
