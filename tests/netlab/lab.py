@@ -174,8 +174,10 @@ class Lab:
         return self._given[-1]
 
     async def _stop(self) -> None:
-        for each in (*self._given, *self.processes):
-            each.close()
+        for sock in self._given:
+            sock.close()
+        for process in self.processes:
+            process.close()
         asyncio.get_running_loop().remove_reader(self._control)
         self._control.close()
         try:

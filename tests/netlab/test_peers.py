@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
 from tests.link.helpers import ALICE, BOB, exchange, peer
 from tests.netlab import kinds
-from tests.netlab.lab import Lab
+from tests.netlab.lab import Lab, LabHost
+from tests.netlab.processes import LabProcess
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netlab]
 
@@ -28,3 +33,30 @@ async def test_a_link_passes_a_nat_and_a_lossy_line(kind: str, kernel: bool) -> 
             await bob.until_linked(alice)
             await exchange(alice.to(bob).link, bob.to(alice), os.urandom(1_000_000))
             await exchange(bob.to(alice).link, alice.to(bob), os.urandom(1_000_000))
+
+
+async def test_daemons_in_two_networks_make_one_mesh(tmp_path: Path) -> None:
+    """Real processes: one in a data centre, one at home."""
+    async with Lab(seed=1) as lab:
+        server = await lab.host(delay=0.01)
+        home = await (await lab.site(kinds.PORT_RESTRICTED, delay=0.01)).host()
+        alpha = await lattica(server, "up", tmp_path / "alpha", *listening(server, "alpha"))
+        ticket = json.loads(await asyncio.wait_for(alpha.stdout.readline(), 30.0))["ticket"]
+        beta = await lattica(home, "join", tmp_path / "beta", ticket, *listening(home, "beta"))
+        assert json.loads(await asyncio.wait_for(beta.stdout.readline(), 30.0))["mesh"]
+        for asking, folder, other in ((home, "beta", "alpha"), (server, "alpha", "beta")):
+            ping = await lattica(asking, "ping", tmp_path / folder, other, "--count", "3")
+            told = json.loads(await ping.output())
+            assert told["answered"] == 3
+            assert 40.0 <= told["ms"]["min"] < 200.0
+
+
+async def lattica(host: LabHost, command: str, folder: Path, *words: str) -> LabProcess:
+    """Start the command line on a host, with a home of its own."""
+    argv = [sys.executable, "-m", "lattica", command, *words, "--home", str(folder), "--json"]
+    return await host.run(argv)
+
+
+def listening(host: LabHost, name: str) -> tuple[str, ...]:
+    """Options of a daemon that is to be found."""
+    return ("--name", name, "--listen", f"{host.address}:4242", "--cpus", "1")
