@@ -13,7 +13,7 @@ from tests.netlab.ip_packets import parse, rewrite
 from tests.netlab.nat import OTHER, TCP, UDP, Packet
 
 V4 = st.ip_addresses(v=4).map(str)
-V6 = st.ip_addresses(v=6).map(str)
+V6 = st.ip_addresses(v=6).map(lambda each: socket.inet_ntop(socket.AF_INET6, each.packed))
 PORT = st.integers(0, 65_535)
 NUMBERS = {UDP: socket.IPPROTO_UDP, TCP: socket.IPPROTO_TCP}
 
