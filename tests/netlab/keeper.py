@@ -12,6 +12,7 @@ import os
 import resource
 import select
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -205,14 +206,17 @@ class FineSelector(selectors.EpollSelector):
 
 
 def main() -> None:
-    """`python -m tests.netlab.keeper DESCRIPTOR SEED`."""
+    """`python -m tests.netlab.keeper DESCRIPTOR SEED FOLDER`; the folder is removed at the end."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     loop = asyncio.SelectorEventLoop(FineSelector())
-    with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        runner.run(_keep(control, int(sys.argv[2])))
+    try:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(_keep(control, int(sys.argv[2])))
+    finally:
+        shutil.rmtree(sys.argv[3], ignore_errors=True)
 
 
 async def _keep(control: socket.socket, seed: int) -> None:

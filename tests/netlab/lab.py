@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -48,7 +49,7 @@ class Lab:
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self._exits: dict[int, asyncio.Future[int]] = {}
         self._given: list[socket.socket] = []
-        self._folder = tempfile.TemporaryDirectory(prefix="lattica-lab-")
+        self.folder = Path()  # for files of processes; the keeper removes it
         self.processes: list[LabProcess] = []
 
     async def __aenter__(self) -> Self:
@@ -56,11 +57,13 @@ class Lab:
         for end in (self._control, other):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MESSAGE)
         self._control.setblocking(False)
+        self.folder = Path(tempfile.mkdtemp(prefix="lattica-lab-"))
         with other:
             fd = other.fileno()
             self._keeper = await asyncio.create_subprocess_exec(
                 *self._command,
                 *(sys.executable, "-m", "tests.netlab.keeper", str(fd), str(self._seed)),
+                str(self.folder),
                 pass_fds=[fd],
                 cwd=ROOT,
                 start_new_session=True,
@@ -133,11 +136,6 @@ class Lab:
         return await asyncio.wait_for(future, ANSWER)
 
     @property
-    def folder(self) -> Path:
-        """For files of processes; removed at the end."""
-        return Path(self._folder.name)
-
-    @property
     def keeper_pid(self) -> int:
         """Of the process that all else hangs on."""
         return self._keeper.pid
@@ -185,7 +183,7 @@ class Lab:
         except TimeoutError:
             os.killpg(self._keeper.pid, signal.SIGKILL)
             await self._keeper.wait()  # a killed process ends
-        self._folder.cleanup()
+        shutil.rmtree(self.folder, ignore_errors=True)  # where the keeper never came to it
 
 
 class LabLink:

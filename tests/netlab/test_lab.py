@@ -9,6 +9,7 @@ import asyncio
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import msgspec
 import psutil
@@ -329,7 +330,7 @@ async def test_nothing_is_left_behind_when_the_test_is_killed() -> None:
         async with Lab() as lab:
             host = await (await lab.site("port-restricted")).host()
             await host.run(["sh", "-c", "setsid sleep 300 & sleep 300"])
-            print(lab.keeper_pid, flush=True)
+            print(lab.keeper_pid, lab.folder, flush=True)
             await asyncio.sleep(300)
 
     asyncio.run(main())
@@ -338,10 +339,13 @@ async def test_nothing_is_left_behind_when_the_test_is_killed() -> None:
         sys.executable, "-c", textwrap.dedent(program), stdout=-1, cwd=ROOT
     )
     assert killed.stdout is not None
-    family = await grown(int(await killed.stdout.readline()), 3)
+    pid, folder = (await killed.stdout.readline()).split()
+    family = await grown(int(pid), 3)
+    assert Path(folder.decode()).exists()
     killed.kill()
     await killed.wait()
     assert still_running(family) == []
+    assert not Path(folder.decode()).exists()
 
 
 async def grown(pid: int, least: int) -> list[psutil.Process]:
