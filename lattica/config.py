@@ -33,6 +33,30 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     engine: str = "auto"  # or "aioquic", "qh3"; "auto" heeds the variable LATTICA_QUIC
 
 
+class PortMapConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Ports kept open on the home's router. Times in seconds, sizes in bytes."""
+
+    protocols: tuple[str, ...] = ("pcp", "nat-pmp", "upnp")  # tried in this order; (): none
+    lifetime: int = 3600  # asked for; renewed at half of what is granted
+    max_lifetime: float = 24 * 3600.0  # a mapping is renewed as if it were granted for no longer
+    min_renew: float = 5.0  # between two renewals, whatever is granted
+    check_every: float = 60.0  # is the gateway's state still there?
+    gateway_port: int = 5351  # PCP and NAT-PMP
+    tries: int = 3  # of a question that stays unanswered
+    tries_leaving: int = 2
+    first_retry: float = 0.25  # before a question is repeated; doubles
+    hint_pause: float = 5.0  # between checks made because of announcements
+    min_refusal: float = 30.0  # after a refusal the same is not asked for sooner,
+    max_refusal: float = 1800.0  # nor, whatever the gateway says, later
+    watch_every: float = 2.0  # between looks at this machine's addresses and routes
+    retry_after: float = 30.0  # nobody maps ports here: look again; doubles
+    retry_max: float = 3600.0
+    release_timeout: float = 1.5  # at the end, for removing what was mapped
+    upnp_timeout: float = 3.0  # for a search, and for each answer of a gateway
+    max_document: int = 256 * KIB  # one answer of a gateway by UPnP
+    max_requests: int = 48  # made to find out what a gateway can do
+
+
 class RpcConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of the RPC layer. Times in seconds, sizes in bytes."""
 
@@ -121,6 +145,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """All of it."""
 
     link: LinkConfig = LinkConfig()
+    port_map: PortMapConfig = PortMapConfig()
     rpc: RpcConfig = RpcConfig()
     dht: DhtConfig = DhtConfig()
     store: StoreConfig = StoreConfig()

@@ -78,6 +78,10 @@ class AddressError(PathError):
     """An address is not of the form host:port."""
 
 
+class PortMapError(PathError):
+    """The home's router maps no port. The peer works on without."""
+
+
 class LinkError(LatticaError):
     """A link could not be made, or was lost."""
 

@@ -1,0 +1,41 @@
+"""Ports mapped by a real router's daemon, in namespaces: each protocol, seen from outside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.path.portmap.home import WAN, Home, home, needs, why_no_router, why_not
+
+pytestmark = needs(why_not(), why_no_router())
+PROGRAM = "tests.path.portmap.mapping_host"
+ASK = (
+    "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_{kind}); s.settimeout(2); "
+    "s.connect(('" + WAN + "', 4242)); s.send(b'hello'); print(s.recv(99).decode())"
+)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Home]:
+    with home(tmp_path) as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("protocol", "v1"), [("pcp", False), ("nat-pmp", False), ("upnp", False), ("upnp", True)]
+)
+def test_ports_are_mapped_reached_from_outside_and_removed(
+    made: Home, protocol: str, v1: bool
+) -> None:
+    made.start_router(v1=v1)
+    child = made.start(made.host, PROGRAM, json.dumps({"protocols": [protocol]}))
+    both = [f"{WAN}:4242", f"tcp:{WAN}:4242"]
+    assert child.until("addresses", both)["protocols"] == [protocol]
+    for kind in ("DGRAM", "STREAM"):
+        assert made.outside.run("python3", "-c", ASK.format(kind=kind)) == "hello\n"
+    assert made.mapped().count("dnat") == 2
+    child.end()
+    assert made.mapped().count("dnat") == 0
