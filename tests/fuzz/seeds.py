@@ -48,7 +48,7 @@ def seeds() -> dict[str, list[bytes]]:
             beat.Beats(bytes(31) + b"\1", is_dialer=True).make(beat.Kind.ASK),
             retry.RetryTokens().issue("a:1", b"original", b"chosen", 0.0),
         ],
-        "path_probes": [prober.probe(100)[9:]],
+        "path_probes": [prober.probe(100)[1][9:]],
         "proof": [_hello(role) for role in Role],
         "close_reasons": [b"\0\1because", b"\0\2" + "é".encode()],
         "frames": [frame(b"one") + frame(b"two"), b"\0\0\0\x64" + bytes(100)],

@@ -1,0 +1,489 @@
+"""The ways that one link's packets can take, and which they take now. No I/O.
+
+QUIC keeps one address for a link; below it this table has the physical ones: direct, through a
+TCP connection, through a relay. Probes (`lattica.path.probes`) try a new way, measure it, and tell
+when it has died. A way is *proven* when a probe sent there was answered from there, so nobody can
+have more sent to an address than the few probes that try it (RFC 9000 §8 asks the same of
+migration).
+
+Rules. The best proven way wins: direct before TCP before relayed, then the shorter round trip, by a
+margin, so that it does not flap. The dialer chooses and marks its probes; the acceptor follows, so
+both directions agree. Whoever finds its own way dead leaves it at once for the best that answers.
+A way to a host that the other end has not named over the link itself is only taken when no
+named one answers: who sits between cannot draw a link to himself while another way works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from enum import IntEnum
+
+import msgspec
+
+from lattica.path.interface import VirtualAddress
+from lattica.path.mtu import BASE, NEVER, MtuSearch
+from lattica.path.probes import OVERHEAD, Flags, Kind, Prober, Received
+
+MAX_WAYS = 24  # of one link, tried ones included
+SHARE_BETTER = 0.7  # a round trip must be shorter by this factor, and by
+SECONDS_BETTER = 0.003  # seconds, for a change between ways of one kind
+Orders = list[tuple[VirtualAddress, bytes]]  # what to send where
+
+
+class WayKind(IntEnum):
+    """The better first."""
+
+    DIRECT = 0
+    STREAM = 1  # inside a TCP connection
+    RELAYED = 2
+
+
+class WayTimers(msgspec.Struct, frozen=True, kw_only=True):
+    """In seconds."""
+
+    confirm_every: float = 1.0  # a way that carries packets is probed so often
+    silence: float = 0.35  # nothing heard for so long while packets leave: probe now
+    timeout: float = 0.2  # of a probe, at least; round trips make it longer
+    misses: int = 3  # unanswered probes in a row: the way is dead
+    standby_every: float = 15.0  # a proven way that carries nothing is probed so often
+    try_fast: float = 0.1  # between probes of a new way, in its first second
+    try_slow: float = 0.3  # and later
+    patience: float = 3.0  # a new way is tried for so long
+
+
+class Way(msgspec.Struct, eq=False):
+    """One way. Times in seconds of one monotonic clock, sizes in bytes."""
+
+    address: VirtualAddress
+    kind: WayKind
+    is_named: bool  # the other end said, over the link, that this host is its own or its relay
+    began: float
+    until: float  # while it is not proven
+    next_at: float
+    is_proven: bool = False
+    rtt: float = 0.0  # smoothed; 0.0 before the first answer
+    answered: float = 0.0  # when it last was
+    misses: int = 0  # unanswered probes in a row
+    flying: dict[int, tuple[float, float]] = {}  # by sequence: when sent, when overdue
+    search: MtuSearch | None = None
+    observed: str = ""  # this end's address, as the other end saw it on this way
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can carry packets, as far as is known."""
+        return self.is_proven and self.misses == 0
+
+
+class WayEvents:
+    """What a link wants to know. Meant to be overridden; called from within the other calls."""
+
+    def changed(self, old: Way, new: Way) -> None:
+        """Packets now take another way."""
+
+    def opened(self, way: Way) -> None:
+        """A way is used or tried: its address must stay known."""
+
+    def closed(self, way: Way) -> None:
+        """A way is given up or dead."""
+
+    def stranded(self) -> None:
+        """The way in use has died, and there is no other that answers."""
+
+
+class Ways:
+    """All ways of one link.
+
+    Attributes:
+        current: the address that packets are sent to.
+        due: when `check` may have something to do.
+    """
+
+    def __init__(
+        self,
+        first: VirtualAddress,
+        kind: WayKind,
+        prober: Prober,
+        now: float,
+        *,
+        is_dialer: bool,
+        events: WayEvents,
+        size: int,
+        search: Callable[[VirtualAddress, int, float], MtuSearch | None],
+        names: Callable[[VirtualAddress], bool] = lambda _: True,
+        kinds: Callable[[VirtualAddress], WayKind] = lambda _: WayKind.DIRECT,
+        timers: WayTimers | None = None,
+        is_watched: bool = True,
+    ) -> None:
+        """`first` works already: the handshake took it.
+
+        `size` is what its datagrams have now. `search(address, size, now)` begins the search for
+        a way's datagram size, or is None where there is nothing to find. `names` says whether the
+        other end named the host at an address, `kinds` what kind a new address is of.
+        Without `is_watched` no probe but those for sizes is sent on its own account.
+        """
+        self._prober = prober
+        self._is_dialer = is_dialer
+        self._events = events
+        self._new_search = search
+        self._names = names
+        self._kinds = kinds
+        self._timers = timers or WayTimers()
+        self.is_watched = is_watched
+        self._ways: dict[VirtualAddress, Way] = {}
+        self._sizing: dict[int, Way] = {}  # probes for sizes, by sequence
+        self._sprayed: dict[int, float] = {}  # probes sent to many addresses, and until when
+        self._is_used = False  # packets have left since the way in use was last confirmed
+        self._looked = now
+        self._chosen: VirtualAddress | None = None  # what the dialer last said it uses
+        self._is_stranded = False
+        self.switches = 0
+        way = Way(first, kind, True, now, NEVER, NEVER, is_proven=True, answered=now)
+        way.search = search(first, size, now)
+        self._ways[first] = self._current = way
+        self.current = first
+        self.size = size
+        self.due = NEVER if way.search is None else way.search.due
+
+    # ------------------------------------------------------------------ for the link
+
+    @property
+    def way(self) -> Way:
+        """The one in use."""
+        return self._current
+
+    @property
+    def all(self) -> Sequence[Way]:
+        """Tried and proven ones."""
+        return tuple(self._ways.values())
+
+    def has(self, address: VirtualAddress) -> bool:
+        """Whether the other end is known to be, or tried, at an address."""
+        return address in self._ways
+
+    def offer(
+        self,
+        address: VirtualAddress,
+        now: float,
+        *,
+        kind: WayKind | None = None,
+        is_named: bool = True,
+        patience: float | None = None,
+    ) -> None:
+        """Try an address; probes leave with the next `check`."""
+        until = now + (self._timers.patience if patience is None else patience)
+        way = self._ways.get(address)
+        if way is not None:
+            way.is_named = way.is_named or is_named
+            if not way.is_proven:
+                way.until = max(way.until, until)
+                way.next_at = min(way.next_at, now)
+                self.due = min(self.due, now)
+            return
+        if len(self._ways) >= MAX_WAYS and not self._make_room(is_named):
+            return
+        kind = self._kinds(address) if kind is None else kind
+        way = Way(address, kind, is_named, now, until, now)
+        self._ways[address] = way
+        self.due = min(self.due, now)
+        self._events.opened(way)
+
+    def spray(self, now: float, patience: float) -> bytes:
+        """One probe to be sent to many addresses: where it arrives, the other end probes back."""
+        sequence, datagram = self._prober.probe(OVERHEAD, self._flags(None))
+        self._sprayed = {each: at for each, at in self._sprayed.items() if at > now}
+        self._sprayed[sequence] = now + patience
+        return datagram
+
+    def received(self, datagram: bytes, source: VirtualAddress, place: str, now: float) -> Orders:
+        """A probe or reply with this link's tag, from `source`, which is at `place`."""
+        received = self._prober.receive(datagram)
+        if received is None:
+            return []
+        if received.kind is Kind.PROBE:
+            orders = [(source, self._prober.reply(received, place))]
+            self._probed(received, source, now)
+            return orders + self.check(now)
+        self._replied(received, source, now)
+        return self.check(now)
+
+    def sent(self, size: int) -> bool:
+        """The link has sent packets, the largest of `size`; whether `due` came closer."""
+        if self._is_used and size <= BASE:
+            return False
+        search = self._current.search
+        if search is not None and size > BASE and not search.is_used:
+            search.used()
+        elif self._is_used:
+            return False
+        self._is_used = True
+        before = self.due
+        self._set_due()
+        return self.due < before
+
+    def hurry(self, now: float) -> None:
+        """There are signs of trouble: ask the way in use, and all others."""
+        for way in self._ways.values():
+            if way.is_proven and not self._is_asked(way, now):
+                way.next_at = now
+        self.due = min(self.due, now)
+
+    def lose(self, address: VirtualAddress, now: float) -> None:
+        """A way is gone for certain: its connection ended, its relay closed it."""
+        way = self._ways.get(address)
+        if way is None:
+            return
+        if way is self._current:
+            way.misses = max(way.misses, self._timers.misses)
+            self._leave(now)
+        else:
+            self._remove(way)
+        self._set_due()
+
+    def too_big(self, size: int, now: float) -> bool:
+        """This machine does not send so large a datagram. False: no search is there to know it."""
+        search = self._current.search
+        if search is None:
+            return False
+        search.too_big(size, now)
+        self.size = search.size
+        self._set_due()
+        return True
+
+    def check(self, now: float, heard: float = NEVER) -> Orders:
+        """Look at the clock; `heard` is when the link last heard of the other end."""
+        orders: Orders = []
+        self._expire(now)
+        current = self._current
+        if self.is_watched and self._is_used and not self._is_asked(current, now):
+            self._looked = now
+            unsure = now - current.answered
+            silence = self._timers.silence
+            if unsure >= self._timers.confirm_every or min(unsure, now - heard) >= silence:
+                current.next_at = now
+        for way in tuple(self._ways.values()):
+            if way.next_at <= now:
+                orders.append(self._probe(way, now))
+        orders += self._search(now)
+        self._choose(now)
+        self._set_due()
+        return orders
+
+    # ------------------------------------------------------------------ inside
+
+    def _probed(self, received: Received, source: VirtualAddress, now: float) -> None:
+        way = self._ways.get(source)
+        if received.flags & Flags.ACTIVE and not self._is_dialer:
+            self._chosen = source
+        if way is None:
+            is_named = self._names(source)
+            self.offer(source, now, is_named=is_named)
+            if not is_named and received.flags & Flags.ACTIVE:
+                self.hurry(now)  # it may have moved: see whether where it was still answers
+            return
+        if not way.is_proven:
+            # What came through shows that the other end's door is open: knock now.
+            way.until = max(way.until, now + self._timers.patience)
+            if not way.flying or now >= way.next_at - self._timers.try_fast / 2:
+                way.next_at = now
+        else:
+            self._follow(now)
+
+    def _follow(self, now: float) -> None:
+        """The acceptor's part: send where the dialer does, if packets pass there."""
+        way = self._ways.get(self._chosen) if self._chosen is not None else None
+        if way is None or way is self._current or not way.is_alive:
+            return
+        if way.is_named or not self._current.is_alive:
+            self._switch(way, now)
+
+    def _replied(self, received: Received, source: VirtualAddress, now: float) -> None:
+        sequence = received.sequence
+        sizing = self._sizing.pop(sequence, None)
+        way = self._ways.get(source)
+        if sizing is not None:
+            if sizing.search is not None and sizing is way:
+                sizing.search.arrived(received.size, now)
+                self._answered(sizing, received, now)
+            return
+        if way is None or sequence not in way.flying:
+            # Sprayed, or a NAT answers from elsewhere: the other end's authentic word, but
+            # whether packets reach that address is not shown yet.
+            if self._sprayed.get(sequence, 0.0) > now or way is None:
+                self.offer(source, now, is_named=self._names(source))
+            return
+        sent, _ = way.flying.pop(sequence)
+        sample = max(now - sent, 1e-6)
+        way.rtt = sample if not way.rtt else 0.75 * way.rtt + 0.25 * sample
+        if not way.is_proven:
+            way.is_proven = True
+            way.until = NEVER
+            way.search = self._new_search(way.address, BASE, now)
+        self._answered(way, received, now)
+        self._follow(now)
+
+    def _answered(self, way: Way, received: Received, now: float) -> None:
+        way.answered = now
+        way.misses = 0
+        way.flying.clear()  # older ones that are lost say nothing any more
+        if received.observed:
+            way.observed = received.observed
+        if way is self._current:
+            self._is_used = False
+            self._is_stranded = False
+        way.next_at = NEVER if way is self._current else now + self._timers.standby_every
+
+    def _expire(self, now: float) -> None:
+        """Count what was not answered in time."""
+        limit = self._timers.misses
+        for way in tuple(self._ways.values()):
+            late = [each for each, (_, overdue) in way.flying.items() if overdue <= now]
+            for sequence in late:
+                del way.flying[sequence]
+            if not way.is_proven:
+                if now >= way.until:
+                    self._remove(way)
+                continue
+            if not late:
+                continue
+            way.misses += len(late)
+            if way.misses < limit:
+                way.next_at = min(way.next_at, now)
+                if way is self._current:
+                    self._ask_others(now)
+            elif way is self._current:
+                self._leave(now)
+                if way is self._current:
+                    # Nothing answers. Go on asking, for it may come back.
+                    way.next_at = min(way.next_at, now + self._timers.try_slow)
+                    self._ask_others(now)
+            else:
+                self._remove(way)
+
+    def _leave(self, now: float) -> None:
+        """The way in use is dead: take the best of those that answer."""
+        others = [each for each in self._ways.values() if each.is_proven]
+        alive = [each for each in others if each is not self._current and each.misses == 0]
+        if alive:
+            self._switch(min(alive, key=_rank), now)
+        elif not self._is_stranded:
+            self._is_stranded = True
+            self._events.stranded()
+
+    def _ask_others(self, now: float) -> None:
+        for way in self._ways.values():
+            if way is not self._current and way.is_proven and not way.flying:
+                way.next_at = now
+
+    def _choose(self, now: float) -> None:
+        """The dialer's part: take what is clearly better."""
+        current = self._current
+        if not self._is_dialer and current.is_alive:
+            return
+        alive = [way for way in self._ways.values() if way.is_alive and way.rtt]
+        if not alive:
+            return
+        best = min(alive, key=_rank)
+        if best is current:
+            return
+        if current.misses == 0:
+            if not best.is_named and current.is_named:
+                return
+            if best.kind > current.kind or (best.is_named, 0) < (current.is_named, 0):
+                return
+            if best.kind == current.kind and best.is_named == current.is_named:
+                if not current.rtt:
+                    return  # not measured yet
+                if best.rtt > SHARE_BETTER * current.rtt - SECONDS_BETTER:
+                    return
+        elif current.misses < self._timers.misses:
+            return  # it is being asked
+        self._switch(best, now)
+
+    def _switch(self, way: Way, now: float) -> None:
+        old, self._current = self._current, way
+        self.current = way.address
+        self.switches += 1
+        self._is_used = False
+        self._is_stranded = False
+        if old.misses < self._timers.misses:
+            old.next_at = now + self._timers.standby_every
+        way.next_at = now  # tells the other end
+        if way.search is not None:
+            self.size = way.search.size
+        else:
+            self.size = BASE
+        self._events.changed(old, way)
+        if old.misses >= self._timers.misses:
+            self._remove(old)
+
+    def _search(self, now: float) -> Orders:
+        way = self._current
+        if way.search is None:
+            return []
+        sizes = way.search.probes(now, way.rtt)
+        self.size = way.search.size
+        orders: Orders = []
+        for size in sizes:
+            sequence, datagram = self._prober.probe(size, self._flags(way))
+            self._sizing[sequence] = way
+            orders.append((way.address, datagram))
+        while len(self._sizing) > 64:
+            del self._sizing[next(iter(self._sizing))]
+        return orders
+
+    def _probe(self, way: Way, now: float) -> tuple[VirtualAddress, bytes]:
+        sequence, datagram = self._prober.probe(OVERHEAD, self._flags(way))
+        timeout = max(self._timers.timeout, 2.0 * way.rtt + 0.05)
+        if not way.is_proven:
+            timeout = self._timers.patience  # the other end's door may open late
+        way.flying[sequence] = (now, now + timeout)
+        while len(way.flying) > 32:
+            del way.flying[next(iter(way.flying))]
+        if not way.is_proven:
+            is_young = now - way.began < 1.0
+            way.next_at = now + (self._timers.try_fast if is_young else self._timers.try_slow)
+        elif way is self._current:
+            way.next_at = NEVER
+        else:
+            way.next_at = now + self._timers.standby_every
+        return way.address, datagram
+
+    def _flags(self, way: Way | None) -> Flags:
+        return Flags.ACTIVE if way is not None and way is self._current else Flags.NONE
+
+    def _is_asked(self, way: Way, now: float) -> bool:
+        return bool(way.flying) or way.next_at <= now
+
+    def _make_room(self, is_named: bool) -> bool:
+        """Drop the oldest way that was tried in vain so far."""
+        for way in self._ways.values():
+            if not way.is_proven and (is_named or not way.is_named):
+                self._remove(way)
+                return True
+        return False
+
+    def _remove(self, way: Way) -> None:
+        if self._ways.pop(way.address, None) is not None:
+            self._events.closed(way)
+
+    def _set_due(self) -> None:
+        timers = self._timers
+        due = NEVER
+        for way in self._ways.values():
+            due = min(due, way.next_at, _first(overdue for _, overdue in way.flying.values()))
+            if not way.is_proven:
+                due = min(due, way.until)
+        current = self._current
+        if current.search is not None:
+            due = min(due, current.search.due)
+        if self.is_watched and self._is_used and not current.flying:
+            due = min(due, max(current.answered + timers.silence, self._looked + timers.try_fast))
+        self.due = due
+
+
+def _rank(way: Way) -> tuple[bool, WayKind, float]:
+    return not way.is_named, way.kind, way.rtt
+
+
+def _first(times: Iterable[float]) -> float:
+    return min(times, default=NEVER)
