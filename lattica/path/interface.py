@@ -21,6 +21,8 @@ QUIC_FIXED_BIT = 0x40
 # First bytes of ours, from a range that RFC 9443 leaves free.
 PROBE = 0x05
 PROBE_REPLY = 0x06
+RELAY = 0x07
+OURS = frozenset((PROBE, PROBE_REPLY, RELAY))
 
 
 class VirtualAddress(NamedTuple):
@@ -56,7 +58,10 @@ class Receiver(Protocol):
         ...
 
     def probes_received(self, probes: Sequence[tuple[bytes, VirtualAddress]]) -> None:
-        """Probes and replies to probes: see `lattica.path.probes`. Not checked yet."""
+        """Probes and replies to probes: see `lattica.path.probes`. Not checked yet.
+
+        A carrier also hands on relay frames here; `lattica.path.combined` takes them out.
+        """
         ...
 
     def path_refused(self, address: VirtualAddress) -> None:
@@ -103,6 +108,13 @@ class Path(Protocol):
 
     def send(self, datagrams: Sequence[bytes], address: VirtualAddress) -> None:
         """Send in order, or drop and count: like UDP, without blocking or errors."""
+        ...
+
+    def spray(self, datagram: bytes, addresses: Sequence[str]) -> None:
+        """Send one datagram to each `host:port`, as far as the socket takes it at once.
+
+        Nothing is remembered of them: for guesses, of which few are right.
+        """
         ...
 
     def datagram_limit(self, address: VirtualAddress) -> int | None:

@@ -14,8 +14,7 @@ from lattica.errors import AddressError, PortInUseError
 from lattica.path import addresses as text
 from lattica.path.emulator import Conditions, Direction, Pipe
 from lattica.path.interface import (
-    PROBE,
-    PROBE_REPLY,
+    OURS,
     QUIC_FIXED_BIT,
     PathStats,
     Receiver,
@@ -219,6 +218,12 @@ class MemoryPath:
         for datagram in datagrams:
             self._network.carry(datagram, self._address, target)
 
+    def spray(self, datagram: bytes, addresses: Sequence[str]) -> None:
+        if self._receiver is not None:
+            for address in addresses:
+                self._out.update(datagrams=1, bytes=len(datagram))
+                self._network.carry(datagram, self._address, address)
+
     def datagram_limit(self, address: VirtualAddress) -> int | None:
         return None
 
@@ -241,7 +246,7 @@ class MemoryPath:
         """Collect what arrives in one turn of the loop, as a socket's buffer would."""
         self._in.update(datagrams=1, bytes=len(datagram))
         kind = datagram[0] if datagram else 0
-        if not kind & QUIC_FIXED_BIT and kind not in (PROBE, PROBE_REPLY):
+        if not kind & QUIC_FIXED_BIT and kind not in OURS:
             self._counters["garbage"] += 1
             return
         if not self._inbox:

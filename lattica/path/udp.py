@@ -16,8 +16,7 @@ from lattica.errors import AddressError
 from lattica.path import addresses as text
 from lattica.path import sockets
 from lattica.path.interface import (
-    PROBE,
-    PROBE_REPLY,
+    OURS,
     QUIC_FIXED_BIT,
     PathStats,
     Receiver,
@@ -140,6 +139,16 @@ class UdpPath:
         if sent < len(datagrams):
             self._enqueue(datagrams[sent:], physical)
 
+    def spray(self, datagram: bytes, addresses: Sequence[str]) -> None:
+        for address in addresses:
+            if self._closed:
+                return
+            try:
+                host, port = text.split(address)
+                self._socket.sendto(datagram, self._physical(host, port))
+            except (AddressError, OSError):
+                self._counters["spray_failed"] += 1
+
     def datagram_limit(self, address: VirtualAddress) -> int | None:
         physical = self._routes.best(address)
         if physical is not None and text.is_loopback(physical[0]):
@@ -168,6 +177,11 @@ class UdpPath:
 
     # ------------------------------------------------------------------ inside
 
+    def _physical(self, host: str, port: int) -> tuple[str, int]:
+        if self._family == socket.AF_INET6 and ":" not in host:
+            host = f"::ffff:{host}"
+        return host, port
+
     def _readable(self) -> None:
         assert self._receiver is not None
         packets: list[tuple[bytes, VirtualAddress]] = []
@@ -188,7 +202,7 @@ class UdpPath:
             for data in datagrams:
                 room -= len(data) + DATAGRAM_COST
                 is_quic = data and data[0] & QUIC_FIXED_BIT
-                if not is_quic and (not data or data[0] not in (PROBE, PROBE_REPLY)):
+                if not is_quic and (not data or data[0] not in OURS):
                     self._counters["garbage"] += 1
                     continue
                 if address is None:
