@@ -214,15 +214,13 @@ class Endpoint:
         """See `lattica.path.interface.Receiver`."""
         now = self._loop.time()
         for link in self._links:
-            if link.virtual_address == address:
-                link.on_refused(now)
+            link.on_refused(address, now)
 
     def path_too_big(self, address: VirtualAddress, size: int) -> None:
         """See `lattica.path.interface.Receiver`."""
         self.counters["too_big"] += 1
         for link in self._links:
-            if link.virtual_address == address:
-                link.on_too_big(size)
+            link.on_too_big(address, size)
 
     # ----------------------------------------------------------- from the links
 

@@ -20,8 +20,8 @@ from lattica.link.owner import LinkOwner
 from lattica.link.proof import Proof, Role
 from lattica.link.refusals import CloseCode, code_of, error_of
 from lattica.link.sending import Sending
-from lattica.link.sizing import Sizing
 from lattica.link.statistics import LinkStatistics, Meter, gather
+from lattica.link.steering import Steering
 from lattica.link.upcalls import Upcalls
 from lattica.link.watch import Watch
 from lattica.path.addresses import is_local
@@ -114,7 +114,7 @@ class QuicLink:
 
     @property
     def address(self) -> str:
-        return self._owner.path.describe(self._address)
+        return self._owner.path.describe(self._sending.address)
 
     def statistics(self) -> LinkStatistics:
         return gather(
@@ -189,14 +189,24 @@ class QuicLink:
 
     @property
     def virtual_address(self) -> VirtualAddress:
-        """Where packets go, as the path names it."""
+        """Where the first packet went: it stands for the other end, whatever way is taken."""
         return self._address
+
+    @property
+    def current_address(self) -> VirtualAddress:
+        """Where packets go now."""
+        return self._sending.address
+
+    @property
+    def steering(self) -> Steering | None:
+        """Its ways; None before the keys are there."""
+        return self._sending.steering
 
     @property
     def probe_tag(self) -> bytes | None:
         """How probes of the path name this link; None before the keys are there."""
-        sizing = self._sending.sizing
-        return None if sizing is None else sizing.tag
+        steering = self._sending.steering
+        return None if steering is None else steering.tag
 
     def dial(self, now: float) -> None:
         """Send the first packet."""
@@ -263,11 +273,12 @@ class QuicLink:
         self.phase = Phase.OPEN  # first: the acceptor may open streams
         now = self._loop.time()
         self._handshake = now - self._born
-        sizing = self._sending.sizing
-        assert sizing is not None
+        steering = self._sending.steering
+        assert steering is not None
         assert self._own is not None
         due = self._watch.opened(now, expires=self._own.expires)
-        self._owner.link_due(self, min(due, sizing.begin(now)))
+        self._owner.link_due(self, min(due, steering.begin(now)))
+        self._sending.hasten = self.look_at
         handler = acceptor(self)
         self._watch.handled(handler, is_local=is_local(self.address))
         self.settled.set()
@@ -293,34 +304,39 @@ class QuicLink:
         """Ask the other end for a sign of life."""
         if self.phase is not Phase.CLOSED:
             self._engine.ping()
+            if self._sending.steering is not None:
+                self.look_at(self._sending.steering.hurry(self._loop.time()))
             self._owner.link_dirty(self)
 
-    def on_refused(self, now: float) -> None:
+    def on_refused(self, address: VirtualAddress, now: float) -> None:
         """The network says that nobody listens there (a hint, not a fact)."""
-        if self.phase is not Phase.CLOSED:
+        steering = self._sending.steering
+        if self.phase is Phase.CLOSED or (steering is not None and steering.refused(address, now)):
+            return
+        if address == self._sending.address:
             self._watch.on_refused(now)
 
-    def on_too_big(self, size: int) -> None:
+    def on_too_big(self, address: VirtualAddress, size: int) -> None:
         """This machine does not send so large a datagram there: go on with the smallest."""
-        if self.phase is not Phase.CLOSED:
+        if self.phase is not Phase.CLOSED and address == self._sending.address:
             self._sending.too_big(size, self._loop.time())
             self._owner.link_dirty(self)
 
     def receive_probe(self, datagram: bytes, address: VirtualAddress, now: float) -> None:
         """Take in a probe of the path, or the reply to one of ours."""
-        sizing = self._sending.sizing
-        if sizing is not None:
-            sizing.received(datagram, address, now)
+        steering = self._sending.steering
+        if steering is not None:
+            steering.received(datagram, address, now)
             if self.phase is Phase.OPEN:
-                self._owner.link_due(self, min(self.liveness.due(now), sizing.due))
+                self._owner.link_due(self, min(self.liveness.due(now), steering.due))
 
     def check(self, now: float) -> float:
         """Look at the clocks; when to look again. Not called any more once it is closed."""
         look_again = self._watch.check(now)
-        sizing = self._sending.sizing
-        if self.phase is not Phase.OPEN or sizing is None:
+        steering = self._sending.steering
+        if self.phase is not Phase.OPEN or steering is None:
             return look_again
-        look_again = min(look_again, sizing.check(now))
+        look_again = min(look_again, steering.check(now, self.liveness.heard))
         if self._draining is None:
             return look_again
         if self._draining.deadline <= now:
@@ -367,11 +383,12 @@ class QuicLink:
         self.phase = Phase.PROVING
         binding = self._engine.binding()
         self.connection_id_added(self._watch.keyed(binding))
-        self._sending.sizing = Sizing(
+        self._sending.steering = Steering(
             self._engine,
             self._owner.path,
             self._address,
             ProbeKeys.derive(binding, is_dialer=self.is_dialer),
+            is_dialer=self.is_dialer,
             limit=self._owner.config.max_datagram,
             counters=self._owner.counters,
         )
@@ -498,6 +515,8 @@ class QuicLink:
         self._outbox.clear()
         self.settled.set()
         self._owner.link_ended(self, last_words)
+        if self._sending.steering is not None:
+            self._sending.steering.end()
         self._engine.finish()
         self._upcalls.finish(error)
 

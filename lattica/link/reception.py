@@ -48,7 +48,7 @@ class Reception:
 
     def close(self, link: QuicLink, last_words: list[bytes], now: float) -> None:
         """The link has ended; `last_words` are repeated to an end that missed them."""
-        self._closing.add(link.connection_ids, last_words, link.virtual_address, now)
+        self._closing.add(link.connection_ids, last_words, link.current_address, now)
         for connection_id in link.connection_ids:
             self._by_id.pop(connection_id, None)
         if link.probe_tag is not None:

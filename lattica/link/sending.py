@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lattica.link import header
 from lattica.link.engine import Engine
 from lattica.link.outbox import Outbox, piece
-from lattica.link.sizing import Sizing
 from lattica.link.statistics import Meter
+from lattica.link.steering import Steering
 from lattica.path.interface import Path, VirtualAddress
 
 MAX_BURST = 256 * 1024  # bytes of data streams that one link sends before others have their turn
@@ -17,10 +19,11 @@ class Sending:
 
     Attributes:
         outbox: what the engine was not given yet.
-        sizing: the search for the largest datagram, once both ends have its keys.
+        steering: where packets go, and how large they are, once both ends have its keys.
+        hasten: called when `Steering.check` is due sooner.
     """
 
-    __slots__ = ("_address", "_engine", "_meter", "_path", "outbox", "sizing")
+    __slots__ = ("_address", "_engine", "_meter", "_path", "hasten", "outbox", "steering")
 
     def __init__(self, engine: Engine, path: Path, address: VirtualAddress, meter: Meter) -> None:
         self._engine = engine
@@ -28,7 +31,13 @@ class Sending:
         self._address = address
         self._meter = meter
         self.outbox = Outbox()
-        self.sizing: Sizing | None = None
+        self.steering: Steering | None = None
+        self.hasten: Callable[[float], None] | None = None
+
+    @property
+    def address(self) -> VirtualAddress:
+        """Where packets go now."""
+        return self._address if self.steering is None else self.steering.current
 
     def push(self, now: float) -> bool:
         """Send what waits, as far as congestion control and a fair share of the turn allow.
@@ -53,15 +62,19 @@ class Sending:
         """Send packets of the engine."""
         if datagrams:
             self._meter.sent(datagrams)
-            if self.sizing is not None:
-                self.sizing.sent(datagrams)
-            self._path.send(datagrams, self._address)
+            steering = self.steering
+            if steering is None:
+                self._path.send(datagrams, self._address)
+                return
+            if steering.sent(datagrams) and self.hasten is not None:
+                self.hasten(steering.due)
+            self._path.send(datagrams, steering.current)
 
     def send_beat(self, datagram: bytes) -> None:
         """Send a datagram beside QUIC."""
         self._meter.packets_out += 1
         self._meter.bytes_out += len(datagram)
-        self._path.send((datagram,), self._address)
+        self._path.send((datagram,), self.address)
 
     def send_rest(self, now: float) -> list[bytes]:
         """Send what the engine has to say when it closes; what that was."""
@@ -71,8 +84,8 @@ class Sending:
 
     def too_big(self, size: int, now: float) -> None:
         """This machine does not send datagrams of `size` there: go on with smaller ones."""
-        if self.sizing is not None:
-            self.sizing.too_big(size, now)
+        if self.steering is not None:
+            self.steering.too_big(size, now)
         elif size > header.MIN_INITIAL:
             self._engine.set_datagram(header.MIN_INITIAL)
 

@@ -17,8 +17,7 @@ from lattica.errors import AddressError
 from lattica.path import addresses as text
 from lattica.path import sockets
 from lattica.path.interface import (
-    PROBE,
-    PROBE_REPLY,
+    OURS,
     QUIC_FIXED_BIT,
     PathStats,
     Receiver,
@@ -141,6 +140,9 @@ class TcpPath:
         if dropped:
             self._counters["send_queue_full"] += dropped
 
+    def spray(self, datagram: bytes, addresses: Sequence[str]) -> None:
+        self._counters["sent_nowhere"] += len(addresses)
+
     def datagram_limit(self, address: VirtualAddress) -> int | None:
         return MAX_FRAME
 
@@ -185,7 +187,7 @@ class TcpPath:
             self._receiver.packets_received(packets)
         if len(packets) == len(datagrams) or self._is_closed:
             return
-        probes = [(each, address) for each in datagrams if each[0] in (PROBE, PROBE_REPLY)]
+        probes = [(each, address) for each in datagrams if each[0] in OURS]
         if len(packets) + len(probes) < len(datagrams):
             # Over TCP nothing strays in: whoever sends this speaks something else.
             self._counters["garbage"] += 1

@@ -66,6 +66,7 @@ class Way(msgspec.Struct, eq=False):
     misses: int = 0  # unanswered probes in a row
     flying: dict[int, tuple[float, float]] = {}  # by sequence: when sent, when overdue
     search: MtuSearch | None = None
+    size: int = BASE  # of its datagrams, where there is no search
     observed: str = ""  # this end's address, as the other end saw it on this way
 
     @property
@@ -111,6 +112,7 @@ class Ways:
         search: Callable[[VirtualAddress, int, float], MtuSearch | None],
         names: Callable[[VirtualAddress], bool] = lambda _: True,
         kinds: Callable[[VirtualAddress], WayKind] = lambda _: WayKind.DIRECT,
+        sizes: Callable[[VirtualAddress], int] = lambda _: BASE,
         timers: WayTimers | None = None,
         is_watched: bool = True,
     ) -> None:
@@ -118,7 +120,8 @@ class Ways:
 
         `size` is what its datagrams have now. `search(address, size, now)` begins the search for
         a way's datagram size, or is None where there is nothing to find. `names` says whether the
-        other end named the host at an address, `kinds` what kind a new address is of.
+        other end named the host at an address, `kinds` what kind a new address is of, `sizes`
+        how large datagrams may be there where nothing is to be found.
         Without `is_watched` no probe but those for sizes is sent on its own account.
         """
         self._prober = prober
@@ -127,6 +130,7 @@ class Ways:
         self._new_search = search
         self._names = names
         self._kinds = kinds
+        self._sizes = sizes
         self._timers = timers or WayTimers()
         self.is_watched = is_watched
         self._ways: dict[VirtualAddress, Way] = {}
@@ -139,6 +143,7 @@ class Ways:
         self.switches = 0
         way = Way(first, kind, True, now, NEVER, NEVER, is_proven=True, answered=now)
         way.search = search(first, size, now)
+        way.size = size
         self._ways[first] = self._current = way
         self.current = first
         self.size = size
@@ -318,6 +323,7 @@ class Ways:
             way.is_proven = True
             way.until = NEVER
             way.search = self._new_search(way.address, BASE, now)
+            way.size = self._sizes(way.address)
         self._answered(way, received, now)
         self._follow(now)
 
@@ -408,10 +414,7 @@ class Ways:
         if old.misses < self._timers.misses:
             old.next_at = now + self._timers.standby_every
         way.next_at = now  # tells the other end
-        if way.search is not None:
-            self.size = way.search.size
-        else:
-            self.size = BASE
+        self.size = way.size if way.search is None else way.search.size
         self._events.changed(old, way)
         if old.misses >= self._timers.misses:
             self._remove(old)

@@ -191,7 +191,7 @@ def _forged(net: Tap) -> list[bytes]:
     tag = tag_of(net.of(PROBE, A)[0])
     keys = ProbeKeys(tag, bytes(32), bytes(32))
     forger = Prober(keys, Counter())
-    return [forger.probe(each) for each in (OVERHEAD, 1200, 1472, 1472)]
+    return [forger.probe(each)[1] for each in (OVERHEAD, 1200, 1472, 1472)]
 
 
 def _changed(net: Tap) -> list[bytes]:

@@ -1,0 +1,223 @@
+"""Where one link's packets go, and how large they are: probes, and what follows from them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from lattica.errors import AddressError
+from lattica.link.engine import Engine
+from lattica.path import addresses as text
+from lattica.path.interface import Path, VirtualAddress
+from lattica.path.mtu import BASE, NEVER, MtuSearch
+from lattica.path.probes import Kind, ProbeKeys, Prober
+from lattica.path.relay import SCHEME as RELAY_SCHEME
+from lattica.path.ways import Orders, Way, WayEvents, WayKind, Ways
+
+MAX_NAMED = 64  # hosts that the other end may call its own
+
+
+class Steering(WayEvents):
+    """One link's ways (`lattica.path.ways`), over its path, for its engine.
+
+    Probes of the other end are answered as soon as both ends have the keys; own ones are sent
+    when the link is open. They travel beside QUIC, so a lost one is no loss to its
+    congestion control.
+
+    Attributes:
+        current: where packets go now.
+        tag: how the other end's probes name this link.
+        due: when `check` may have something to do.
+        moved: called with the old and the new way when packets take another one.
+        lost: called when the way in use has died and no other answers.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        path: Path,
+        address: VirtualAddress,
+        keys: ProbeKeys,
+        *,
+        is_dialer: bool,
+        limit: int,
+        counters: Counter[str],
+    ) -> None:
+        """`limit`, in bytes, is never exceeded; `counters` take what is dropped."""
+        self._engine = engine
+        self._path = path
+        self._prober = Prober(keys, counters)
+        self._counters = counters
+        self._limit = limit
+        self._is_dialer = is_dialer
+        self._first = address
+        self._named: set[str] = set()
+        self._size = 0
+        self._is_over = False
+        self._held: set[VirtualAddress] = set()
+        self.ways: Ways | None = None
+        self.current = address
+        self.due = NEVER
+        self.tag = self._prober.tag
+        self.moved: Callable[[Way, Way], None] | None = None
+        self.lost: Callable[[], None] | None = None
+
+    def begin(self, now: float) -> float:
+        """The link is open. Returns when to call `check`."""
+        self._size = self._engine.statistics().datagram
+        where = self._path.describe(self._first)
+        self.name([where])
+        self.ways = Ways(
+            self._first,
+            self._kind(self._first),
+            self._prober,
+            now,
+            is_dialer=self._is_dialer,
+            events=self,
+            size=self._size,
+            search=self._search,
+            names=self._is_named,
+            kinds=self._kind,
+            sizes=lambda address: self._path.datagram_limit(address) or BASE,
+            is_watched=not text.is_local(text.strip_scheme(where)),
+        )
+        self._send(self.ways, self.ways.check(now))
+        return self.due
+
+    def end(self) -> None:
+        """The link is over."""
+        self._is_over = True
+        for address in self._held:
+            self._path.release(address)
+        self._held.clear()
+
+    def has(self, address: VirtualAddress) -> bool:
+        """Whether the other end is known to be, or tried, at an address."""
+        return address == self._first if self.ways is None else self.ways.has(address)
+
+    def name(self, addresses: Iterable[str]) -> None:
+        """The other end has said, over the link, that these are its own."""
+        for address in addresses:
+            host = _host(address)
+            if host is not None and len(self._named) < MAX_NAMED:
+                self._named.add(host)
+
+    def offer(self, address: VirtualAddress, now: float, *, patience: float | None = None) -> None:
+        """Try a way to the other end. No effect on a link that is not open."""
+        if self.ways is not None and not self._is_over:
+            self.ways.offer(address, now, is_named=True, patience=patience)
+            self._send(self.ways, self.ways.check(now))
+
+    def spray(self, now: float, patience: float) -> bytes | None:
+        """See `Ways.spray`; None on a link that is not open."""
+        return None if self.ways is None else self.ways.spray(now, patience)
+
+    def check(self, now: float, heard: float) -> float:
+        """Look at the clock; when to look again. `heard`: when the other end last was."""
+        if now >= self.due and self.ways is not None:
+            self._send(self.ways, self.ways.check(now, heard))
+        return self.due
+
+    def sent(self, datagrams: Sequence[bytes]) -> bool:
+        """The link has sent these, the first as large as any; whether `due` came closer."""
+        if self.ways is None or not self.ways.sent(len(datagrams[0])):
+            return False
+        self.due = self.ways.due
+        return True
+
+    def received(self, datagram: bytes, source: VirtualAddress, now: float) -> None:
+        """A probe, or the reply to one, with this link's tag."""
+        place = self._path.describe(source)
+        if self.ways is not None:
+            self._send(self.ways, self.ways.received(datagram, source, place, now))
+            return
+        probe = self._prober.receive(datagram)
+        if probe is not None and probe.kind is Kind.PROBE:
+            self._path.send([self._prober.reply(probe, place)], source)
+
+    def too_big(self, size: int, now: float) -> None:
+        """This machine does not send datagrams of `size` there."""
+        if self.ways is not None and self.ways.too_big(size, now):
+            self._send(self.ways, self.ways.check(now))
+        elif size > BASE:
+            self._engine.set_datagram(BASE)  # in a handshake; the search comes after it
+
+    def hurry(self, now: float) -> float:
+        """The other end gives no sign of life: ask on every way. When to call `check`."""
+        if self.ways is not None and self.ways.is_watched:
+            self.ways.hurry(now)
+            self._send(self.ways, self.ways.check(now))
+        return self.due
+
+    def refused(self, address: VirtualAddress, now: float) -> bool:
+        """Nobody listens there, it is said. Whether another way makes it unimportant."""
+        if self.ways is None or not self.ways.has(address):
+            return False
+        if self._kind(address) is WayKind.DIRECT:
+            if address == self.current and not any(
+                way.is_alive and way.address != address for way in self.ways.all
+            ):
+                return False
+            return True  # probes will show it, and find the others
+        was_current = address == self.current
+        self.ways.lose(address, now)
+        self._send(self.ways, self.ways.check(now))
+        return not was_current or self.current != address
+
+    # ------------------------------------------------------------ from the ways
+
+    def changed(self, old: Way, new: Way) -> None:
+        self.current = new.address
+        self._counters["way:changed"] += 1
+        if self.moved is not None:
+            self.moved(old, new)
+
+    def opened(self, way: Way) -> None:
+        if way.address != self._first and way.address not in self._held:
+            self._held.add(way.address)
+            self._path.hold(way.address)
+
+    def closed(self, way: Way) -> None:
+        if way.address in self._held:
+            self._held.discard(way.address)
+            self._path.release(way.address)
+
+    def stranded(self) -> None:
+        self._counters["way:stranded"] += 1
+        if self.lost is not None:
+            self.lost()
+
+    # ------------------------------------------------------------ inside
+
+    def _send(self, ways: Ways, orders: Orders) -> None:
+        self.due = ways.due
+        size = ways.size
+        if size != self._size:
+            if size < self._size:
+                self._counters["datagram_shrunk"] += 1
+            self._size = size
+            self._engine.set_datagram(size)
+        for address, datagram in orders:
+            self._path.send([datagram], address)
+
+    def _search(self, address: VirtualAddress, size: int, now: float) -> MtuSearch | None:
+        if not self._path.can_probe(address):
+            return None
+        limit = self._limit if self._engine.can_grow else self._size
+        return MtuSearch(now, start=size, limit=limit)
+
+    def _kind(self, address: VirtualAddress) -> WayKind:
+        if address.scheme == RELAY_SCHEME:
+            return WayKind.RELAYED
+        is_stream = address.scheme in ("tcp", "tls")
+        return WayKind.STREAM if is_stream else WayKind.DIRECT
+
+    def _is_named(self, address: VirtualAddress) -> bool:
+        return address.scheme == RELAY_SCHEME or _host(self._path.describe(address)) in self._named
+
+
+def _host(address: str) -> str | None:
+    try:
+        return text.split(text.strip_scheme(address))[0].removeprefix("::ffff:")
+    except AddressError:
+        return None
