@@ -305,7 +305,8 @@ class QuicLink:
         if self.phase is not Phase.CLOSED:
             self._engine.ping()
             if self._sending.steering is not None:
-                self.look_at(self._sending.steering.hurry(self._loop.time()))
+                now = self._loop.time()
+                self.look_at(min(self.liveness.due(now), self._sending.steering.hurry(now)))
             self._owner.link_dirty(self)
 
     def on_refused(self, address: VirtualAddress, now: float) -> None:

@@ -154,11 +154,10 @@ class Steering(WayEvents):
         if self.ways is None or not self.ways.has(address):
             return False
         if self._kind(address) is WayKind.DIRECT:
-            if address == self.current and not any(
+            # Where there is another way, probes will show what is true and find it.
+            return address != self.current or any(
                 way.is_alive and way.address != address for way in self.ways.all
-            ):
-                return False
-            return True  # probes will show it, and find the others
+            )
         was_current = address == self.current
         self.ways.lose(address, now)
         self._send(self.ways, self.ways.check(now))

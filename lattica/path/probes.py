@@ -117,22 +117,27 @@ class Prober:
         A probe is to be answered with `reply`.
         """
         if len(datagram) < OVERHEAD:
-            return self._drop("malformed")
+            self._drop("malformed")
+            return None
         kind, _, sequence = _HEADER.unpack_from(datagram)
         header, sealed = datagram[: _HEADER.size], datagram[_HEADER.size : OVERHEAD]
         try:
             body = self._receive.decrypt(_nonce(kind, sequence), sealed, header)
         except InvalidTag:
-            return self._drop("forged")
+            self._drop("forged")
+            return None
         flags, size, family, address, port = _BODY.unpack(body)
         if kind == PROBE:
             if size != len(datagram):
-                return self._drop("cut")
+                self._drop("cut")
+                return None
             if not self._is_new(sequence):
-                return self._drop("replayed")
+                self._drop("replayed")
+                return None
             return Received(Kind.PROBE, sequence, size, Flags(flags & Flags.ACTIVE))
         if self._outstanding.get(sequence) != size:
-            return self._drop("replayed")
+            self._drop("replayed")
+            return None
         del self._outstanding[sequence]
         return Received(Kind.REPLY, sequence, size, observed=_address(family, address, port))
 

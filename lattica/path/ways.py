@@ -137,6 +137,7 @@ class Ways:
         self._sizing: dict[int, Way] = {}  # probes for sizes, by sequence
         self._sprayed: dict[int, float] = {}  # probes sent to many addresses, and until when
         self._is_used = False  # packets have left since the way in use was last confirmed
+        self._used_since = NEVER  # the first look at the clock that found it so
         self._looked = now
         self._chosen: VirtualAddress | None = None  # what the dialer last said it uses
         self._is_stranded = False
@@ -254,17 +255,12 @@ class Ways:
         self._set_due()
         return True
 
-    def check(self, now: float, heard: float = NEVER) -> Orders:
+    def check(self, now: float, heard: float | None = None) -> Orders:
         """Look at the clock; `heard` is when the link last heard of the other end."""
         orders: Orders = []
         self._expire(now)
-        current = self._current
-        if self.is_watched and self._is_used and not self._is_asked(current, now):
-            self._looked = now
-            unsure = now - current.answered
-            silence = self._timers.silence
-            if unsure >= self._timers.confirm_every or min(unsure, now - heard) >= silence:
-                current.next_at = now
+        if heard is not None and self.is_watched and self._is_used:
+            self._watch(now, heard)
         for way in tuple(self._ways.values()):
             if way.next_at <= now:
                 orders.append(self._probe(way, now))
@@ -292,6 +288,29 @@ class Ways:
                 way.next_at = now
         else:
             self._follow(now)
+
+    def _watch(self, now: float, heard: float) -> None:
+        """Packets leave: see to it that the way in use is known to carry them."""
+        current = self._current
+        if self._is_asked(current, now):
+            return
+        self._looked = now
+        self._used_since = min(self._used_since, now)
+        if len(self._ways) == 1 and heard > self._used_since:
+            # What is heard has answered what was sent, for both took the only way there is.
+            self._rest()
+            return
+        unsure = now - current.answered
+        silence = min(unsure, now - heard, now - self._used_since)
+        if silence >= self._timers.silence or (
+            len(self._ways) > 1 and unsure >= self._timers.confirm_every
+        ):
+            current.next_at = now
+
+    def _rest(self) -> None:
+        """All that was sent has arrived, or there is a new way."""
+        self._is_used = False
+        self._used_since = NEVER
 
     def _follow(self, now: float) -> None:
         """The acceptor's part: send where the dialer does, if packets pass there."""
@@ -334,7 +353,7 @@ class Ways:
         if received.observed:
             way.observed = received.observed
         if way is self._current:
-            self._is_used = False
+            self._rest()
             self._is_stranded = False
         way.next_at = NEVER if way is self._current else now + self._timers.standby_every
 
@@ -409,7 +428,7 @@ class Ways:
         old, self._current = self._current, way
         self.current = way.address
         self.switches += 1
-        self._is_used = False
+        self._rest()
         self._is_stranded = False
         if old.misses < self._timers.misses:
             old.next_at = now + self._timers.standby_every
