@@ -57,6 +57,32 @@ class PortMapConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_requests: int = 48  # made to find out what a gateway can do
 
 
+class RelayConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a relay does for others. Times in seconds, sizes in bytes, rates in bytes/s.
+
+    Frames are counted whole, once: each is received and sent.
+    """
+
+    max_sessions: int = 1024
+    max_sessions_per_peer: int = 64  # that it asked for, or was asked for
+    max_sessions_per_pair: int = 8  # so that nobody can take all of another's
+    max_reservations: int = 512
+    reservation: float = 120.0
+    idle: float = 60.0  # a session without frames for so long is closed
+    rate: float = 12.5e6  # of all frames together
+    rate_per_peer: float = 6.25e6  # of all sessions that one peer asked for, both ways
+    burst: int = 2 * MIB  # above the rate, all together,
+    min_burst: int = 32 * KIB  # and so much for each direction of a pair
+    small_frame: int = 256  # below it, a frame is taken for a sign of life, and may
+    small_reserve: int = 4 * KIB  # use so much of what its pair gets next
+    orphan_frames: int = 32  # of sessions not known yet, from one peer,
+    max_orphans: int = 1024  # from all together,
+    max_orphan_bytes: int = 1 * MIB
+    orphan_wait: float = 0.5
+    grace: float = 5.0  # a peer's sessions survive the loss of its link for so long
+    retry_after: float = 5.0  # what a peer is told that finds no room
+
+
 class RpcConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of the RPC layer. Times in seconds, sizes in bytes."""
 
@@ -146,6 +172,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     link: LinkConfig = LinkConfig()
     port_map: PortMapConfig = PortMapConfig()
+    relay: RelayConfig = RelayConfig()
     rpc: RpcConfig = RpcConfig()
     dht: DhtConfig = DhtConfig()
     store: StoreConfig = StoreConfig()

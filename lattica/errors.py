@@ -132,6 +132,26 @@ class VersionError(LinkError):
     """The other end speaks another version of the protocol."""
 
 
+class RelayError(LinkError):
+    """A relay does not do what it was asked."""
+
+
+class NoReservationError(RelayError):
+    """The peer has not asked the relay to take sessions for it, or has no link to it."""
+
+
+class RelayBusyError(RelayError):
+    """The relay has no room now.
+
+    Attributes:
+        retry_after: seconds after which it is worth trying again.
+    """
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class LinkLostError(LinkError):
     """The link ended: closed, silent for too long, or broken by a protocol error."""
 
