@@ -47,6 +47,10 @@ class Closing:
         for connection_id in words.ids:
             self._by_id[connection_id] = words
 
+    def has(self, connection_id: bytes) -> bool:
+        """Whether a connection with this id has closed in the last seconds."""
+        return connection_id in self._by_id
+
     def answer(self, connection_id: bytes) -> LastWords | None:
         """What to send for a packet to `connection_id`; None if that is unknown."""
         words = self._by_id.get(connection_id)

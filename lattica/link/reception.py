@@ -121,7 +121,9 @@ class Reception:
             else:
                 self._counters["unknown_version"] += 1
             return None
-        if not parsed.is_initial or len(datagram) < header.MIN_INITIAL:
+        is_first = parsed.is_initial and len(datagram) >= header.MIN_INITIAL
+        # A late copy, to a connection that was, must not begin another.
+        if not is_first or self._closing.has(parsed.destination):
             self._stray(parsed.destination)
             return None
         return self._accept(parsed, address, now)

@@ -7,7 +7,7 @@ from typing import Protocol
 from lattica.config import LinkConfig
 from lattica.errors import LinkLostError, LinkRefusedError
 from lattica.identity.keys import PeerId
-from lattica.link.arbiter import DIAL_PATIENCE, Candidate, Ruling, stays
+from lattica.link.arbiter import DIAL_PATIENCE, Candidate, Deferred, Ruling, stays
 from lattica.link.quic_link import Phase, QuicLink
 from lattica.link.refusals import CloseCode, DuplicateLinkError
 from lattica.link.table import LinkTable
@@ -45,8 +45,10 @@ class Rulings:
     def __init__(self, opener: Opener, links: LinkTable, config: LinkConfig) -> None:
         self._opener = opener
         self._links = links
-        self._patience = min(DIAL_PATIENCE, config.handshake_timeout / 2)
+        self._longest = config.handshake_timeout / 2
+        self._patience = min(DIAL_PATIENCE, self._longest)
         self._candidates: dict[QuicLink, Candidate] = {}  # proven dialers, not yet answered
+        self._deferred: dict[QuicLink, Deferred] = {}  # dials of ours that may yet lose
         self._retired = ""
 
     @property
@@ -68,8 +70,9 @@ class Rulings:
         elif not self._opener.is_ready:
             link.refuse(LinkRefusedError("this peer is not ready"))
         else:
-            link.confirm()
-            self._opener.open_link(link)
+            if self._opener.local > link.remote.peer:
+                self._deferred[link] = Deferred(link, now, patience=self._longest)
+            self._accept(link, now)
 
     def confirmed(self, link: QuicLink) -> None:
         """The dialer has accepted this end."""
@@ -82,7 +85,7 @@ class Rulings:
             loser.refuse(DuplicateLinkError("another link to this peer stays"))
             if loser is link:
                 return
-        self._opener.open_link(link)
+        self._open(link)
 
     def pending(self, peer: PeerId) -> QuicLink | None:
         """The peer's own dial, if it was answered and is about to succeed."""
@@ -100,12 +103,32 @@ class Rulings:
         """Rule on all who wait, if that can be done now."""
         for link in tuple(self._candidates):
             self._rule(link, now)
+        for link in tuple(self._deferred):
+            self._accept(link, now)
 
     def drop(self, link: QuicLink) -> None:
         """The connection has ended."""
         self._candidates.pop(link, None)
+        self._deferred.pop(link, None)
 
     # ------------------------------------------------------------------ inside
+
+    def _accept(self, link: QuicLink, now: float) -> None:
+        """Accept a peer that has accepted our dial, unless its own dial is about to win."""
+        deferred = self._deferred.get(link)
+        if deferred is not None and not deferred.is_over(self.pending(link.remote.peer), now):
+            return
+        self._deferred.pop(link, None)
+        link.confirm()
+        self._open(link)
+
+    def _open(self, link: QuicLink) -> None:
+        """Both ends have accepted each other: no other link of theirs will be opened."""
+        peer = link.remote.peer
+        for other in self._links:
+            if other is not link and other.phase is Phase.PROVEN and other.remote.peer == peer:
+                other.refuse(DuplicateLinkError("another link to this peer is up"))
+        self._opener.open_link(link)
 
     def _rule(self, link: QuicLink, now: float) -> None:
         """Decide on a proven dialer, if that can be done yet."""

@@ -74,3 +74,31 @@ async def test_the_lower_peers_dead_end_does_not_block_the_other() -> None:
             link = await bob.endpoint.connect(alice.id, alice.endpoint.addresses)
         assert failed.is_set()
         assert link.is_open
+
+
+class Recording(PacketNetwork):
+    """Keeps what was sent, so that it can be delivered again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[tuple[bytes, str, str]] = []
+
+    def carry(self, datagram: bytes, source: str, target: str) -> None:
+        self.sent.append((datagram, source, target))
+        super().carry(datagram, source, target)
+
+
+async def test_late_copies_of_a_closed_links_first_packets_begin_nothing() -> None:
+    network = Recording()
+    async with two(network) as (alice, bob):
+        link = await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
+        await bob.until_linked(alice)
+        early = [each for each in network.sent if each[0][0] & 0xC0 == 0xC0]
+        assert {source for _, source, _ in early} == {"a:1", "b:1"}
+        link.close("done")
+        await bob.until_linked(alice, is_up=False)
+        for datagram, source, target in early:
+            network.carry(datagram, source, target)
+        await anyio.sleep(0.1)
+        for each in (alice, bob):
+            assert not len(each.endpoint._links)
