@@ -83,6 +83,42 @@ class RelayConfig(msgspec.Struct, frozen=True, kw_only=True):
     retry_after: float = 5.0  # what a peer is told that finds no room
 
 
+class NatConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a peer remembers to find out about its own NAT. Times in seconds."""
+
+    observation_ttl: float = 300.0  # how long a peer's word counts about where it saw us
+    max_observers: int = 64
+    max_per_party: int = 4  # of them, at one IPv4 address or IPv6 /56
+    max_public: int = 4  # of the newest addresses in a report, where each peer sees another
+    contact_ttl: float = 600.0  # filters forget sooner: RFC 4787, REQ-5 asks for two minutes
+    max_contacts: int = 2048  # hosts that were sent to
+    max_contact_ports: int = 16  # of one host; of more only their being many is known
+    finding_ttl: float = 3600.0  # who was let in or kept out
+
+
+class PunchConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What one attempt to get through two NATs may cost. Times in seconds.
+
+    Small routers keep one or a few thousand connections, and an unanswered one for 30 s: so 256
+    sockets fill a quarter of the smallest, and guesses at 100 a second never more than 3,000 lines.
+    """
+
+    sockets_sequential: int = 8  # opened by a side whose ports rise in order,
+    sockets_block: int = 16  # whose ports are from a block (a carrier's subscriber may have 64),
+    sockets_random: int = 256  # or follow no order
+    open_rate: float = 100.0  # sockets opened a second
+    repeat_every: float = 8.0  # each of them sends again, for what was lost
+    guess_rate: float = 100.0  # a second; 83 bytes each with IPv4
+    likely_rate: float = 300.0  # a second, for the ports that most likely are right
+    likely: int = 600  # so many of them
+    max_packets: int = 3000  # guesses of one attempt
+    max_steps: int = 200  # guesses ahead of a sequential allocator
+    patience: float = 30.0  # for the whole attempt
+    guess_after: float = 0.5  # the usual packets may get through first,
+    guess_after_open: float = 2.0  # and will, where a filter lets them in
+    again_after: float = 600.0  # before one side guesses at the same peer again
+
+
 class RpcConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of the RPC layer. Times in seconds, sizes in bytes."""
 
@@ -173,6 +209,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     link: LinkConfig = LinkConfig()
     port_map: PortMapConfig = PortMapConfig()
     relay: RelayConfig = RelayConfig()
+    nat: NatConfig = NatConfig()
+    punch: PunchConfig = PunchConfig()
     rpc: RpcConfig = RpcConfig()
     dht: DhtConfig = DhtConfig()
     store: StoreConfig = StoreConfig()

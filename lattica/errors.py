@@ -82,6 +82,10 @@ class PortMapError(PathError):
     """The home's router maps no port. The peer works on without."""
 
 
+class NatReportError(PathError, ValueError):
+    """What a peer says about its network cannot be so. Its report is not used."""
+
+
 class LinkError(LatticaError):
     """A link could not be made, or was lost."""
 
