@@ -164,7 +164,7 @@ class MemoryPath:
     def __init__(self, network: PacketNetwork, address: str) -> None:
         self._network = network
         self._address = address
-        self._routes: Routes[str] = Routes("memory")
+        self._routes: Routes[str] = Routes("udp")
         self._receiver: Receiver | None = None
         self._inbox: list[tuple[bytes, VirtualAddress]] = []
         self._counters: Counter[str] = Counter()

@@ -197,6 +197,7 @@ class Forwarder:
         name, last = b"", None
         side: Side | None = None
         reason = SHORT
+        known: dict[VirtualAddress, PeerId | None] = {}  # whose they are: costly for strangers'
         for frame, source in frames:
             if frame[1:HEADER] != name or source != last:
                 name, last = frame[1:HEADER], source
@@ -207,7 +208,9 @@ class Forwarder:
             if size <= HEADER:
                 self._drop(SHORT, 1)
             elif side is None:
-                self._unroutable(frame, source, reason, now)
+                if reason == NO_SESSION and source not in known:
+                    known[source] = self._whose(source)
+                self._unroutable(frame, source, reason, known.get(source), now)
             elif reason:
                 side.dropped += 1
                 self._drop(reason, 1)
@@ -272,14 +275,15 @@ class Forwarder:
         leg = self._leg(peer)
         return None if leg is None or leg.current.scheme == SCHEME else leg
 
-    def _unroutable(self, frame: bytes, source: VirtualAddress, reason: str, now: float) -> None:
-        if reason == NO_SESSION:
-            peer = self._whose(source)
-            if peer is not None:
-                self._drop(ORPHANS_FULL, self._orphans.add(peer, frame, source, now))
-                return
-            reason = STRANGER
-        self._drop(reason, 1)
+    def _unroutable(
+        self, frame: bytes, source: VirtualAddress, reason: str, peer: PeerId | None, now: float
+    ) -> None:
+        if reason != NO_SESSION:
+            self._drop(reason, 1)
+        elif peer is None:
+            self._drop(STRANGER, 1)
+        else:
+            self._drop(ORPHANS_FULL, self._orphans.add(peer, frame, source, now))
 
     def _drop(self, reason: str, count: int) -> None:
         if count:

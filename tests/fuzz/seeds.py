@@ -22,7 +22,7 @@ from lattica.store.manifest import BlockRef, FileEntry, Manifest
 from lattica.store.messages import Exchange, Head, Update
 from lattica.store.values import encode_value
 from tests.fuzz.session import CONTROL, step
-from tests.fuzz.targets import BINDING, ONE, OTHER
+from tests.fuzz.targets import BINDING, ENDING, ONE, OTHER, RELAYED
 
 pack = msgspec.msgpack.encode
 
@@ -49,6 +49,7 @@ def seeds() -> dict[str, list[bytes]]:
             retry.RetryTokens().issue("a:1", b"original", b"chosen", 0.0),
         ],
         "path_probes": [prober.probe(100)[1][9:]],
+        "relay_frames": [_relayed((0, RELAYED), (1, RELAYED), (2, ENDING), (3, RELAYED))],
         "proof": [_hello(role) for role in Role],
         "close_reasons": [b"\0\1because", b"\0\2" + "é".encode()],
         "frames": [frame(b"one") + frame(b"two"), b"\0\0\0\x64" + bytes(100)],
@@ -67,6 +68,13 @@ def seeds() -> dict[str, list[bytes]]:
         "store_manifest": [manifest.encode()],
         "store_exchange": _exchanges(grant),
     }
+
+
+def _relayed(*frames: tuple[int, bytes]) -> bytes:
+    return b"".join(
+        bytes((source, len(session) + 30)) + session + b"\x40" + bytes(29)
+        for source, session in frames
+    )
 
 
 def _hello(role: Role) -> bytes:

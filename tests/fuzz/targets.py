@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 import msgspec
 
@@ -31,13 +31,14 @@ from lattica.errors import (
     StoreError,
 )
 from lattica.identity import grants, tickets, wire
-from lattica.identity.keys import Identity
+from lattica.identity.keys import Identity, PeerId
 from lattica.identity.signed import Signed
 from lattica.link import beat, header, refusals, retry
 from lattica.link.proof import Proof, Role
 from lattica.path import tcp_frames as tcp
-from lattica.path.interface import PROBE, PROBE_REPLY
+from lattica.path.interface import PROBE, PROBE_REPLY, RELAY, Path
 from lattica.path.probes import ProbeKeys, Prober
+from lattica.path.relay import HEADER, RelayPath
 from lattica.rpc import failures
 from lattica.rpc import messages as rpc_messages
 from lattica.rpc.framing import FrameReader
@@ -46,10 +47,12 @@ from lattica.store.manifest import Manifest, decode_manifest
 from lattica.store.update import read_update
 from lattica.store.values import decode_value, encode_value
 from tests.fuzz.session import SessionFuzz
+from tests.reach.relay_bench import Bench, Link, place
 
 ONE = Identity(b"one".ljust(32))
 OTHER = Identity(b"other".ljust(32))
 BINDING = bytes(32)
+RELAYED, ENDING = b"relayed.", b"end-here"  # names of sessions
 DECODE = (msgspec.MsgspecError, ValueError, RecursionError)  # what callers of `decode` catch
 Target = Callable[[bytes], None]
 
@@ -82,6 +85,38 @@ def path_probes(data: bytes) -> None:
         for forged in (data, bytes((kind,)) + prober.tag + data):
             if forged:
                 assert prober.receive(forged) is None
+
+
+def relay_frames(data: bytes) -> None:
+    """Frames at a peer that is the end of one session and the relay of another.
+
+    Each step of the input is a place, a length, and so much of a frame.
+    """
+    bench = Bench(3)
+    bench.relay.open(RELAYED, *_reserved(bench))
+    end = RelayPath(cast(Path, bench))
+    end.forward = bench.relay.forward
+    ours = end.open(ENDING, Link(place(2)), "relay")
+    came = []
+    while len(data) >= 2:
+        source, size = place(data[0] % 4), data[1]
+        came.append((bytes((RELAY,)) + data[2 : 2 + size], source))
+        data = data[2 + size :]
+    packets, probes = end.received(came)
+    for datagram, address in packets + probes:
+        assert address == ours
+        assert (bytes((RELAY,)) + ENDING + datagram, place(2)) in came
+    for address, frame in bench.arrived():
+        other = {place(0): place(1), place(1): place(0)}[address]
+        assert (frame, other) in came
+        assert frame[1:HEADER] == RELAYED
+    bench.assert_adds_up()
+
+
+def _reserved(bench: Bench) -> tuple[PeerId, PeerId]:
+    source, target, _ = bench.peers
+    bench.relay.reserve(target)
+    return source, target
 
 
 def proof(data: bytes) -> None:
@@ -277,6 +312,7 @@ TARGETS: dict[str, Target] = {
         link_header,
         beats_and_tokens,
         path_probes,
+        relay_frames,
         proof,
         close_reasons,
         frames,
