@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from enum import Enum
 
 import anyio
 
@@ -14,10 +13,12 @@ from lattica.identity.keys import PeerId
 from lattica.link.alarm import Alarm
 from lattica.link.draining import Draining, is_idle
 from lattica.link.engine import Engine
+from lattica.link.inbound import Inbound
 from lattica.link.interface import Link, LinkHandler, RemotePeer
-from lattica.link.own_stream import OWN_STREAM, OwnStream, Said
+from lattica.link.own_stream import OwnStream
 from lattica.link.owner import LinkOwner
-from lattica.link.proof import Proof, Role
+from lattica.link.phase import Phase
+from lattica.link.proof import Role
 from lattica.link.refusals import CloseCode, code_of, error_of
 from lattica.link.sending import Sending
 from lattica.link.statistics import LinkStatistics, Meter, gather
@@ -33,18 +34,8 @@ logger = logging.getLogger("lattica.link")
 HANDSHAKE_LIMIT = 128 * 1024  # bytes received before TLS is done; it takes a few thousand
 
 
-class Phase(Enum):
-    """How far a link has come."""
-
-    HANDSHAKE = "handshake"
-    PROVING = "proving"  # TLS is done, the other end's Hello is due
-    PROVEN = "proven"  # its Hello holds; one of us has not accepted yet
-    OPEN = "open"
-    CLOSED = "closed"
-
-
 class QuicLink:
-    """See `lattica.link.interface.Link`; also the sink of its engine's events."""
+    """See `lattica.link.interface.Link`; joins the parts that one link is made of."""
 
     def __init__(
         self,
@@ -60,14 +51,15 @@ class QuicLink:
         self._engine = engine
         self._address = address
         self._role = role
-        self._expected = expected
         self._loop = asyncio.get_running_loop()
         self._alarm = Alarm(self._loop, self._on_timer)
-        self._own: OwnStream | None = None  # once TLS is done
-        self._upcalls = Upcalls(self._loop, self._handler_failed)
+        self._upcalls = Upcalls(self._loop, self.handler_failed)
         self._meter = Meter()
         self._sending = Sending(engine, owner.path, address, self._meter)
         self._outbox = self._sending.outbox
+        self._inbound = Inbound(
+            self, owner, engine, self._upcalls, self._outbox, role=role, expected=expected
+        )
         self._before_flush: Callable[[], None] | None = None
         self._is_flushing = False  # what is written now leaves without another turn
         self.phase = Phase.HANDSHAKE
@@ -78,7 +70,6 @@ class QuicLink:
         self._watch = Watch(self, owner.config, owner.clock, now, is_dialer=self.is_dialer)
         self._pulse = self._watch.pulse
         self.liveness = self._pulse.liveness
-        self.connection_ids: set[bytes] = set(engine.connection_ids)
         self.error: LinkError | None = None
         self.settled = anyio.Event()  # open or closed
 
@@ -104,9 +95,8 @@ class QuicLink:
 
     @property
     def is_draining(self) -> bool:
-        return self._draining is not None or (
-            self._own is not None and self._own.farewell is not None
-        )
+        own = self._inbound.own
+        return self._draining is not None or (own is not None and own.farewell is not None)
 
     @property
     def rtt(self) -> float:
@@ -185,7 +175,12 @@ class QuicLink:
     @property
     def proven(self) -> RemotePeer | None:
         """The other end, once its Hello holds."""
-        return None if self._own is None else self._own.remote
+        return None if self._inbound.own is None else self._inbound.own.remote
+
+    @property
+    def connection_ids(self) -> set[bytes]:
+        """For which packets may arrive."""
+        return self._inbound.connection_ids
 
     @property
     def virtual_address(self) -> VirtualAddress:
@@ -235,7 +230,7 @@ class QuicLink:
 
     def handle_events(self) -> None:
         """Act on what has arrived."""
-        self._engine.drain(self)
+        self._engine.drain(self._inbound)
         if self.phase is not Phase.CLOSED:
             self._owner.link_dirty(self)
 
@@ -260,12 +255,10 @@ class QuicLink:
 
     def answer(self) -> None:
         """Accept a proven dialer."""
-        assert self._own is not None
         self._own.introduce()
 
     def confirm(self) -> None:
         """Accept a proven acceptor."""
-        assert self._own is not None
         self._own.confirm()
 
     def open(self, acceptor: Callable[[Link], LinkHandler]) -> None:
@@ -275,7 +268,6 @@ class QuicLink:
         self._handshake = now - self._born
         steering = self._sending.steering
         assert steering is not None
-        assert self._own is not None
         due = self._watch.opened(now, expires=self._own.expires)
         self._owner.link_due(self, min(due, steering.begin(now)))
         self._sending.hasten = self.look_at
@@ -293,7 +285,6 @@ class QuicLink:
         if self._is_idle():
             self.close(reason)
             return
-        assert self._own is not None
         self._draining = Draining(reason, now + timeout)
         self.is_closed_here = True
         self._own.leave(self._draining)
@@ -378,70 +369,32 @@ class QuicLink:
         self._engine.close(code, reason)
         self._finish(error, self._sending.send_rest(now))
 
-    # ---------------------------------------------------- the engine's events
+    # ---------------------------------------------------------- for its inbound
 
-    def handshake_done(self) -> None:
+    def keyed(self, binding: bytes) -> bytes:
+        """TLS is done. The id under which beats arrive."""
         self.phase = Phase.PROVING
-        binding = self._engine.binding()
-        self.connection_id_added(self._watch.keyed(binding))
-        self._sending.steering = Steering(
-            self._engine,
-            self._owner.path,
-            self._address,
+        owner = self._owner
+        self._sending.steer(
             ProbeKeys.derive(binding, is_dialer=self.is_dialer),
             is_dialer=self.is_dialer,
-            limit=self._owner.config.max_datagram,
-            counters=self._owner.counters,
+            limit=owner.config.max_datagram,
+            counters=owner.counters,
         )
-        self._owner.link_keyed(self)
-        proof = Proof(
-            self._owner.identity,
-            self._owner.membership,
-            self._owner.name,
-            role=self._role,
-            binding=binding,
-            expected=self._expected,
-        )
-        self._own = OwnStream(proof, self._say)
-        if self.is_dialer:
-            stream_id = self._engine.next_stream_id(unidirectional=False)
-            assert stream_id == OWN_STREAM
-            self._own.introduce()
-
-    def stream_data(self, stream_id: int, data: bytes, end: bool) -> None:
-        if stream_id == OWN_STREAM:
-            self._own_data(data, end)
-        elif self.phase is Phase.OPEN:
-            handler = self._upcalls.handler
-            assert handler is not None
-            try:
-                handler.stream_data(stream_id, data, end)
-            except Exception:  # noqa: BLE001
-                self._handler_failed()
-        else:
-            self._event(lambda handler: handler.stream_data(stream_id, data, end), len(data))
-
-    def stream_reset(self, stream_id: int, code: int) -> None:
-        self._event(lambda handler: handler.stream_reset(stream_id, code))
-
-    def stream_stopped(self, stream_id: int, code: int) -> None:
-        self._outbox.drop(stream_id)
-        self._event(lambda handler: handler.stream_stopped(stream_id, code))
-
-    def connection_id_added(self, connection_id: bytes) -> None:
-        self.connection_ids.add(connection_id)
-        self._owner.connection_id_added(self, connection_id)
-
-    def connection_id_removed(self, connection_id: bytes) -> None:
-        self.connection_ids.discard(connection_id)
-        self._owner.connection_id_removed(self, connection_id)
+        return self._watch.keyed(binding)
 
     def closed(self, code: int | None, reason: str) -> None:
+        """The engine has ended the connection."""
         if self.phase is Phase.CLOSED:
             return
         # Where this end found the fault, the engine has a close to send.
         last_words = self._sending.send_rest(self._loop.time())
         self._finish(error_of(code, reason, is_open=self.is_open), last_words)
+
+    def handler_failed(self) -> None:
+        """A bug above must not cost other links their packets."""
+        logger.exception("the handler of the link to %s failed", self.remote.peer.short)
+        self.close("internal error")
 
     # ------------------------------------------------------------------ inside
 
@@ -450,31 +403,12 @@ class QuicLink:
             name = self.proven.peer.short if self.proven else "the other end"
             raise LinkLostError(f"the link to {name} is closed")
 
-    def _say(self, data: bytes) -> None:
-        """Write on the link's own stream."""
-        self._engine.send(OWN_STREAM, data, end=False)
-        self._owner.link_dirty(self)
-
-    def _own_data(self, data: bytes, end: bool) -> None:
-        if self.phase is Phase.CLOSED:
-            return
-        if self._own is None:
-            self.refuse(LinkRefusedError("bytes on the link's own stream before TLS is done"))
-            return
-        try:
-            for said in self._own.receive(data, end, self._owner.clock.time()):
-                if said is Said.HELLO:
-                    self.phase = Phase.PROVEN
-                    self._owner.link_proven(self)
-                elif said is Said.CONFIRM:
-                    self._owner.link_confirmed(self)
-                else:
-                    text = f"the other end is leaving: {self._own.farewell}"
-                    self._owner.link_draining(self, LinkLostError(text))
-                if self.phase is Phase.CLOSED:
-                    return
-        except LinkError as error:
-            self.refuse(error)
+    @property
+    def _own(self) -> OwnStream:
+        """The link's own stream; it is there once TLS is done."""
+        own = self._inbound.own
+        assert own is not None
+        return own
 
     def _is_idle(self) -> bool:
         """Whether nothing is in flight any more."""
@@ -486,15 +420,6 @@ class QuicLink:
             self._draining.is_complete = True
             self.close(self._draining.reason)
 
-    def _event(self, event: Callable[[LinkHandler], None], size: int = 0) -> None:
-        if not self._upcalls.event(event, size):
-            self.refuse(LinkRefusedError("too much data before the proof"))
-
-    def _handler_failed(self) -> None:
-        """A bug above must not cost other links their packets."""
-        logger.exception("the handler of the link to %s failed", self.remote.peer.short)
-        self.close("internal error")
-
     def _on_timer(self) -> None:
         if self.phase is Phase.CLOSED:
             return
@@ -502,7 +427,7 @@ class QuicLink:
         at = self._engine.timer()
         if at is not None and at <= now:
             self._engine.handle_timer(now)
-            self._engine.drain(self)
+            self._engine.drain(self._inbound)
             self.flush(now)
         else:
             self._alarm.set(at)

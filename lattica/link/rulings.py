@@ -8,7 +8,8 @@ from lattica.config import LinkConfig
 from lattica.errors import LinkLostError, LinkRefusedError
 from lattica.identity.keys import PeerId
 from lattica.link.arbiter import DIAL_PATIENCE, Candidate, Deferred, Ruling, stays
-from lattica.link.quic_link import Phase, QuicLink
+from lattica.link.phase import Phase
+from lattica.link.quic_link import QuicLink
 from lattica.link.refusals import CloseCode, DuplicateLinkError
 from lattica.link.table import LinkTable
 

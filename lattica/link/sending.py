@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from lattica.link import header
@@ -10,6 +11,7 @@ from lattica.link.outbox import Outbox, piece
 from lattica.link.statistics import Meter
 from lattica.link.steering import Steering
 from lattica.path.interface import Path, VirtualAddress
+from lattica.path.probes import ProbeKeys
 
 MAX_BURST = 256 * 1024  # bytes of data streams that one link sends before others have their turn
 
@@ -38,6 +40,20 @@ class Sending:
     def address(self) -> VirtualAddress:
         """Where packets go now."""
         return self._address if self.steering is None else self.steering.current
+
+    def steer(
+        self, keys: ProbeKeys, *, is_dialer: bool, limit: int, counters: Counter[str]
+    ) -> None:
+        """Both ends have the keys for probes of the path. See `Steering`."""
+        self.steering = Steering(
+            self._engine,
+            self._path,
+            self._address,
+            keys,
+            is_dialer=is_dialer,
+            limit=limit,
+            counters=counters,
+        )
 
     def push(self, now: float) -> bool:
         """Send what waits, as far as congestion control and a fair share of the turn allow.

@@ -11,7 +11,11 @@ from lattica.link.interface import LinkHandler
 
 
 class Upcalls:
-    """Events go to the handler in the order in which they came, the link's loss last."""
+    """Events go to the handler in the order in which they came, the link's loss last.
+
+    Attributes:
+        handler: takes events; None before it is there, and once the link is lost.
+    """
 
     __slots__ = ("_early", "_error", "_failed", "_loop", "handler")
 
@@ -25,9 +29,10 @@ class Upcalls:
 
     def begin(self, handler: LinkHandler) -> None:
         """There is a handler: hand over what has come meanwhile."""
-        self.handler = handler
         if self._error is not None:  # whoever made it has closed the link already
             self._loop.call_soon(handler.link_lost, self._error)
+            return
+        self.handler = handler
         for event in self._early.take():
             self.event(event)
 
@@ -50,3 +55,4 @@ class Upcalls:
         if self.handler is not None:
             # Not from within: this may be a handler's own call of `close`.
             self._loop.call_soon(self.handler.link_lost, error)
+            self.handler = None
