@@ -19,8 +19,10 @@ from lattica.identity.keys import PeerId
 from lattica.link.book import AddressBook
 from lattica.link.quic_link import QuicLink
 from lattica.link.refusals import DuplicateLinkError
+from lattica.path import addresses as text
 
 STAGGER = 0.25  # seconds between addresses, as in RFC 8305 §8
+RELAY_DELAY = 0.1  # seconds that the first address is tried before the first relay
 GRACE = 1.0  # seconds for the other addresses once one has refused
 
 
@@ -103,9 +105,9 @@ class Dial:
                     with anyio.move_on_after(GRACE):
                         await pending.settled.wait()
                 async with anyio.create_task_group() as tasks:
-                    for index, address in enumerate(self._addresses):
+                    for address, delay in _staggered(self._addresses):
                         self._running += 1
-                        tasks.start_soon(self._attempt, dialer, book, address, index * STAGGER)
+                        tasks.start_soon(self._attempt, dialer, book, address, delay)
         finally:
             self._done.set()
 
@@ -153,3 +155,16 @@ class Dial:
         return UnreachableError(
             f"{self.peer.short} does not answer at {tried}" + (f" ({details})" if details else "")
         )
+
+
+def _staggered(addresses: Sequence[str]) -> list[tuple[str, float]]:
+    """Each address and the seconds until it is tried.
+
+    Relays are a queue of their own: a peer with one mostly has no address that answers.
+    """
+    direct = [each for each in addresses if not text.is_relay(each)]
+    relays = [each for each in addresses if text.is_relay(each)]
+    head_start = RELAY_DELAY if direct else 0.0
+    return [(each, index * STAGGER) for index, each in enumerate(direct)] + [
+        (each, head_start + index * STAGGER) for index, each in enumerate(relays)
+    ]

@@ -14,6 +14,7 @@ from anyio.abc import TaskGroup
 from lattica.clock import Clock, SystemClock
 from lattica.config import LinkConfig
 from lattica.errors import (
+    AddressError,
     LinkError,
     LinkLostError,
     LinkRefusedError,
@@ -22,6 +23,7 @@ from lattica.errors import (
 from lattica.identity.grants import Membership
 from lattica.identity.keys import Identity, PeerId
 from lattica.link import header
+from lattica.link.detour import Detour
 from lattica.link.dials import Dials
 from lattica.link.interface import Link, LinkHandler
 from lattica.link.making import LinkMaker
@@ -31,7 +33,7 @@ from lattica.link.rulings import Rulings
 from lattica.link.schedule import Schedule
 from lattica.link.supervision import PeerEvent, PeerState
 from lattica.link.table import LinkTable
-from lattica.path.addresses import TCP
+from lattica.path.addresses import TCP, is_relay
 from lattica.path.interface import Path, VirtualAddress
 
 logger = logging.getLogger("lattica.link")
@@ -41,7 +43,11 @@ STALL = 0.1  # seconds that a tick is late, from which on links are told
 
 
 class Endpoint:
-    """See `lattica.link.interface.Links`. Use as an async context manager; owns its path."""
+    """See `lattica.link.interface.Links`. Use as an async context manager; owns its path.
+
+    Attributes:
+        detour: opens ways through relays; None: there are none.
+    """
 
     def __init__(
         self,
@@ -61,6 +67,7 @@ class Endpoint:
         self.config = config or LinkConfig()
         self.clock = clock or SystemClock()
         self.counters: Counter[str] = Counter()
+        self.detour: Detour | None = None
         self._acceptor: Callable[[Link], LinkHandler] | None = None
         self._listeners: list[Callable[[Link, bool], None]] = []
         self._links = LinkTable()
@@ -290,7 +297,12 @@ class Endpoint:
 
     async def start_link(self, peer: PeerId, address: str) -> QuicLink:
         """See `Dialer`."""
-        virtual = await self.path.resolve(address)
+        if not is_relay(address):
+            virtual = await self.path.resolve(address)
+        elif self.detour is None:
+            raise AddressError(f"{address}: this peer uses no relays")
+        else:
+            virtual = await self.detour.open(peer, address)
         now = self._loop.time()
         link = self._maker.dial(peer, virtual, now)
         self._add(link)

@@ -30,6 +30,7 @@ class Steering(WayEvents):
         due: when `check` may have something to do.
         moved: called with the old and the new way when packets take another one.
         lost: called when the way in use has died and no other answers.
+        seen: called when the other end tells from where the probes on a way come.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Steering(WayEvents):
         self.tag = self._prober.tag
         self.moved: Callable[[Way, Way], None] | None = None
         self.lost: Callable[[], None] | None = None
+        self.seen: Callable[[Way], None] | None = None
 
     def begin(self, now: float) -> float:
         """The link is open. Returns when to call `check`."""
@@ -180,6 +182,10 @@ class Steering(WayEvents):
         if way.address in self._held:
             self._held.discard(way.address)
             self._path.release(way.address)
+
+    def observed(self, way: Way) -> None:
+        if self.seen is not None:
+            self.seen(way)
 
     def stranded(self) -> None:
         self._counters["way:stranded"] += 1

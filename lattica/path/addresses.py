@@ -1,4 +1,7 @@
-"""Addresses as people write them: `host:port`, `[v6]:port`, `tcp:host:port`."""
+"""Addresses as people write them: `host:port`, `[v6]:port`, `tcp:host:port`.
+
+`relay:PEER@ADDRESS` is a way through the relay PEER, which is itself at ADDRESS.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,41 @@ from lattica.errors import AddressError
 
 UDP = "udp:"  # understood, and what an address without a scheme means
 TCP = "tcp:"
+RELAY = "relay:"
 _IPV6_PREFIX = 56  # bits; what a home is given, RFC 6177
 
 
 def split_scheme(address: str) -> tuple[str, str]:
-    """The scheme, `UDP` or `TCP`, and the rest, which `split` takes."""
+    """The scheme, `UDP` or such, and the rest, which `split` takes; a relay's own address."""
     cut = address.strip()
+    if cut.startswith(RELAY):
+        return RELAY, split_scheme(cut.partition("@")[2])[1]
     for scheme in (UDP, TCP):
         if cut.lower().startswith(scheme):
             return scheme, cut[len(scheme) :]
     return UDP, cut
+
+
+def join_relay(peer: str, address: str) -> str:
+    """A way through the relay `peer`, which is at `address`."""
+    return f"{RELAY}{peer}@{address}"
+
+
+def split_relay(address: str) -> tuple[str, str]:
+    """The relay, in its text form, and where it is.
+
+    Raises:
+        AddressError: not of the form relay:PEER@ADDRESS, or through more relays than one.
+    """
+    peer, at, where = address.strip().removeprefix(RELAY).partition("@")
+    if not address.startswith(RELAY) or not at or not peer or where.startswith(RELAY):
+        raise AddressError(f"{address!r} is not of the form relay:PEER@host:port")
+    return peer, where
+
+
+def is_relay(address: str) -> bool:
+    """Whether it is a way through a relay."""
+    return address.startswith(RELAY)
 
 
 def strip_scheme(address: str) -> str:

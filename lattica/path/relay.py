@@ -28,6 +28,7 @@ SCHEME = "relay"
 SESSION = 8  # bytes
 HEADER = 1 + SESSION
 MAX_SESSIONS = 4096
+MAX_FRESH = 256  # sessions that a relay has opened and no link has taken yet
 Batch = list[tuple[bytes, VirtualAddress]]
 
 
@@ -57,17 +58,26 @@ class _Session:
 
 
 class RelayPath:
-    """A carrier of `lattica.path.combined.CombinedPath`. Its addresses are sessions."""
+    """A carrier of `lattica.path.combined.CombinedPath`. Its addresses are sessions.
+
+    Attributes:
+        forward: takes the frames of sessions that do not end here.
+        admit: says for a frame's source whether it is a relay that may open sessions to this
+            peer: the leg to it, and the label of such sessions.
+        released: called when no link holds a session's address any more.
+    """
 
     def __init__(self, below: Path) -> None:
         """Frames are sent over `below`."""
         self._below = below
         self._sessions: dict[bytes, _Session] = {}
         self._by_address: dict[VirtualAddress, _Session] = {}
+        self._fresh: dict[VirtualAddress, None] = {}  # admitted, and held by no link so far
         self._next = 1
         self._counters: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()
         self.forward: Callable[[Batch], None] | None = None  # frames of no session here
+        self.admit: Callable[[VirtualAddress], tuple[Leg, str] | None] | None = None
         self.released: Callable[[VirtualAddress], None] | None = None  # no link holds it any more
 
     # ------------------------------------------------------------ sessions
@@ -91,6 +101,7 @@ class RelayPath:
     def end(self, address: VirtualAddress) -> None:
         """Forget a session. Idempotent."""
         session = self._by_address.pop(address, None)
+        self._fresh.pop(address, None)
         if session is not None:
             del self._sessions[session.head[1:]]
 
@@ -101,6 +112,8 @@ class RelayPath:
         others: Batch = []
         for frame, source in frames:
             session = self._sessions.get(frame[1:HEADER])
+            if session is None:
+                session = self._admit(frame, source)
             if session is None:
                 others.append((frame, source))
                 continue
@@ -124,6 +137,21 @@ class RelayPath:
             else:
                 self.forward(others)
         return packets, probes
+
+    def _admit(self, frame: bytes, source: VirtualAddress) -> _Session | None:
+        """A relay that this peer asked to has opened a session: the other end begins."""
+        admitted = None if self.admit is None or len(frame) <= HEADER else self.admit(source)
+        if admitted is None:
+            return None
+        while len(self._fresh) >= MAX_FRESH or len(self._sessions) >= MAX_SESSIONS:
+            if not self._fresh:
+                self._counters["relay:too_many"] += 1
+                return None
+            self._counters["relay:unused"] += 1
+            self.end(next(iter(self._fresh)))
+        address = self.open(frame[1:HEADER], *admitted)
+        self._fresh[address] = None
+        return self._by_address[address]
 
     # ------------------------------------------------------------ the Path interface
 
@@ -157,6 +185,7 @@ class RelayPath:
 
     def close(self) -> None:
         self._sessions.clear()
+        self._fresh.clear()
         self._by_address.clear()
 
     async def resolve(self, address: str) -> VirtualAddress:
@@ -192,6 +221,7 @@ class RelayPath:
     def hold(self, address: VirtualAddress) -> None:
         if (session := self._by_address.get(address)) is not None:
             session.holds += 1
+            self._fresh.pop(address, None)
 
     def release(self, address: VirtualAddress) -> None:
         session = self._by_address.get(address)

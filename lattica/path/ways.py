@@ -46,8 +46,9 @@ class WayTimers(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float = 0.2  # of a probe, at least; round trips make it longer
     misses: int = 3  # unanswered probes in a row: the way is dead
     standby_every: float = 15.0  # a proven way that carries nothing is probed so often
-    try_fast: float = 0.1  # between probes of a new way, in its first second
-    try_slow: float = 0.3  # and later
+    try_fast: float = 0.1  # from the first probe of a new way to the second;
+    try_slower: float = 1.5  # from each to the next so many times as long
+    try_slow: float = 0.3  # between probes of a way that was proven and is silent
     patience: float = 3.0  # a new way is tried for so long
 
 
@@ -61,6 +62,7 @@ class Way(msgspec.Struct, eq=False):
     until: float  # while it is not proven
     next_at: float
     is_proven: bool = False
+    tries: int = 0  # probes sent before it was proven
     rtt: float = 0.0  # smoothed; 0.0 before the first answer
     answered: float = 0.0  # when it last was
     misses: int = 0  # unanswered probes in a row
@@ -89,6 +91,9 @@ class WayEvents:
 
     def stranded(self) -> None:
         """The way in use has died, and there is no other that answers."""
+
+    def observed(self, way: Way) -> None:
+        """The other end says anew, or for the first time, from where this way's probes come."""
 
 
 class Ways:
@@ -323,16 +328,17 @@ class Ways:
     def _replied(self, received: Received, source: VirtualAddress, now: float) -> None:
         sequence = received.sequence
         sizing = self._sizing.pop(sequence, None)
-        way = self._ways.get(source)
         if sizing is not None:
-            if sizing.search is not None and sizing is way:
+            if sizing.search is not None and sizing.address in self._ways:
                 sizing.search.arrived(received.size, now)
                 self._answered(sizing, received, now)
             return
-        if way is None or sequence not in way.flying:
-            # Sprayed, or a NAT answers from elsewhere: the other end's authentic word, but
-            # whether packets reach that address is not shown yet.
-            if self._sprayed.get(sequence, 0.0) > now or way is None:
+        # Some NATs answer from another address than was asked. That the probe has arrived is
+        # shown all the same: nobody else could have answered it (RFC 9000 §8.2.3).
+        way = next((each for each in self._ways.values() if sequence in each.flying), None)
+        if way is None:
+            # Sprayed, or late: whether packets reach that address is not shown yet.
+            if self._sprayed.get(sequence, 0.0) > now or source not in self._ways:
                 self.offer(source, now, is_named=self._names(source))
             return
         sent, _ = way.flying.pop(sequence)
@@ -350,8 +356,9 @@ class Ways:
         way.answered = now
         way.misses = 0
         way.flying.clear()  # older ones that are lost say nothing any more
-        if received.observed:
+        if received.observed and received.observed != way.observed:
             way.observed = received.observed
+            self._events.observed(way)
         if way is self._current:
             self._rest()
             self._is_stranded = False
@@ -462,8 +469,9 @@ class Ways:
         while len(way.flying) > 32:
             del way.flying[next(iter(way.flying))]
         if not way.is_proven:
-            is_young = now - way.began < 1.0
-            way.next_at = now + (self._timers.try_fast if is_young else self._timers.try_slow)
+            # Few in all: the address is the other end's word, and may be somebody else's.
+            way.next_at = now + self._timers.try_fast * self._timers.try_slower**way.tries
+            way.tries += 1
         elif way is self._current:
             way.next_at = NEVER
         else:
