@@ -119,6 +119,24 @@ class PunchConfig(msgspec.Struct, frozen=True, kw_only=True):
     again_after: float = 600.0  # before one side guesses at the same peer again
 
 
+class ReachConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How peers find ways to each other. Times in seconds."""
+
+    publish_lan: bool = True  # tell others the addresses of this machine inside its home
+    relays: int = 2  # kept ready
+    relay_tries: int = 8  # peers asked to relay, in one look for relays
+    seek_every: float = 5.0  # between looks for relays while some are missing
+    renew_check: float = 15.0  # and while none is
+    min_reservation: float = 20.0  # renewed no more often than at half of it
+    unwilling_for: float = 60.0  # a peer that does not relay is not asked again
+    call_timeout: float = 5.0  # of one question to another peer
+    punch_time: float = 3.0  # one attempt, where both ends know where to send
+    guesses_at_once: int = 2  # attempts that guess or open sockets: see PunchConfig
+    upgrade_first: float = 5.0  # after a failed attempt, until the next; triples
+    upgrade_max: float = 600.0
+    rescue_patience: float = 5.0  # a relay is tried so long for a link that lost its way
+
+
 class RpcConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of the RPC layer. Times in seconds, sizes in bytes."""
 
@@ -211,6 +229,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     relay: RelayConfig = RelayConfig()
     nat: NatConfig = NatConfig()
     punch: PunchConfig = PunchConfig()
+    reach: ReachConfig = ReachConfig()
     rpc: RpcConfig = RpcConfig()
     dht: DhtConfig = DhtConfig()
     store: StoreConfig = StoreConfig()

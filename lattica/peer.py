@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -14,6 +15,7 @@ import anyio
 import anyio.abc
 import msgspec
 
+from lattica.actors.directory import NODE
 from lattica.actors.host import Host
 from lattica.actors.messages import NodeInfo
 from lattica.actors.owner import Owner
@@ -28,8 +30,10 @@ from lattica.identity.tickets import Contact, Ticket
 from lattica.link.endpoint import Endpoint
 from lattica.path import addresses as address_text
 from lattica.path.combined import CombinedPath
+from lattica.path.portmap import PortMapper
 from lattica.path.tcp import TcpPath
 from lattica.path.udp import UdpPath
+from lattica.reach.reach import Reach
 from lattica.rpc import Rpc, builtin
 from lattica.store import Blocks, Document, Documents
 
@@ -55,6 +59,8 @@ class PeerOptions(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""  # how people call it; default: the machine's name
     listen: str = ""  # host:port; default: loopback, or every interface where others are remote
     tcp: str | None = None  # also listen there over TCP; "": where UDP listens; None: do not
+    relay: bool | None = None  # forward for peers behind NATs; None: if strangers can reach this
+    map_ports: bool = True  # ask the home's router to let others in
     cpus: float | None = None
     gpus: float = 0.0
     memory: int | None = None  # bytes
@@ -68,11 +74,13 @@ class Peer:
 
     endpoint: Endpoint
     rpc: Rpc
+    reach: Reach
     dht: Dht
     documents: Documents
     blocks: Blocks
     host: Host
     core: Owner
+    port_mapper: PortMapper | None = None
 
     def __init__(
         self,
@@ -133,8 +141,8 @@ class Peer:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where others can dial this peer: `host:port`, `tcp:host:port`."""
-        return self.endpoint.addresses
+        """Where others can dial this peer: `host:port`, `tcp:host:port`, `relay:PEER@…`."""
+        return self.reach.addresses
 
     @property
     def can_invite(self) -> bool:
@@ -179,7 +187,10 @@ class Peer:
     def node_info(self) -> NodeInfo:
         """This peer's capability record."""
         return msgspec.structs.replace(
-            self.host.node_info(), addresses=self.addresses, scopes=tuple(sorted(self._scopes))
+            self.host.node_info(),
+            addresses=self.addresses,
+            scopes=tuple(sorted(self._scopes)),
+            relays=self.reach.is_relay,
         )
 
     # ------------------------------------------------------------------ inside
@@ -187,21 +198,33 @@ class Peer:
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.options.config
         contacts = [c for c in self.home.contacts() if c.peer != self.identity.peer_id]
+        path = self._bind(contacts)
         self.endpoint = await stack.enter_async_context(
             Endpoint(
                 self.identity,
                 self.membership,
-                self._bind(contacts),
+                path,
                 name=self.name,
                 config=config.link,
                 clock=self.clock,
             )
         )
-        self.home.port = address_text.split(self.addresses[0])[1]
+        bound = address_text.split(self.endpoint.addresses[0])
+        self.home.port = bound[1]
         self.rpc = await stack.enter_async_context(
             Rpc(self.endpoint, config=config.rpc, name=self.name)
         )
         builtin.install(self.rpc)
+        self.reach = await stack.enter_async_context(
+            Reach(
+                self.rpc,
+                self.endpoint,
+                path,
+                config=config,
+                relay=self.options.relay,
+                find_relays=self._find_relays,
+            )
+        )
         self.dht = await stack.enter_async_context(
             Dht(
                 self.rpc,
@@ -228,6 +251,7 @@ class Peer:
         )
         await self._start_actors(stack)
         await self._bootstrap(contacts)
+        await self._map_ports(stack)
         tasks = await stack.enter_async_context(anyio.create_task_group())
         stack.push_async_callback(self._leave)
         stack.callback(tasks.cancel_scope.cancel)
@@ -266,7 +290,12 @@ class Peer:
         except BaseException:
             udp.close()
             raise
-        return CombinedPath({address_text.UDP: udp, address_text.TCP: tcp})
+        buffer = self.options.config.link.socket_buffer
+        further = address_text.join(address_text.split(listen)[0], 0)
+        return CombinedPath(
+            {address_text.UDP: udp, address_text.TCP: tcp},
+            make_extra=lambda: UdpPath.bind(further, socket_buffer=buffer // 16),
+        )
 
     def _bind_udp(self, listen: str) -> UdpPath:
         buffer = self.options.config.link.socket_buffer
@@ -302,6 +331,32 @@ class Peer:
                 raise  # the user is there and can get another ticket
             log.warning("no peer of the last run answers; trying on")
 
+    async def _map_ports(self, stack: contextlib.AsyncExitStack) -> None:
+        if not self.options.map_ports or self.reach.candidates.is_quiet:
+            return
+        udp, tcp = _ports(self.endpoint.addresses)
+        host = address_text.split(self.options.listen or EVERYWHERE)[0]
+        mapper = PortMapper(
+            port=udp,
+            host=host,
+            tcp_port=tcp,
+            on_change=self.reach.mapped,
+            config=self.options.config.port_map,
+        )
+        self.port_mapper = await stack.enter_async_context(mapper)
+
+    async def _find_relays(self) -> Sequence[Contact]:
+        """Peers that say they relay, in no order that all others share."""
+        key = dht_key("nodes", self.membership.mesh)
+        found = await self.dht.get(key, NODE, NodeInfo)
+        relays = [
+            Contact(record.author, record.value.addresses)
+            for record in found
+            if record.value.relays and record.author != self.identity.peer_id
+        ]
+        random.shuffle(relays)
+        return relays
+
     async def _announce(self) -> None:
         """Publish the capability record whenever it changed, and before it expires."""
         key = dht_key("nodes", self.membership.mesh)
@@ -325,6 +380,15 @@ class Peer:
                 await self.dht.leave()
             except LatticaError as error:
                 log.info("left without a good-bye: %s", error)  # the record expires by itself
+
+
+def _ports(addresses: Sequence[str]) -> tuple[int, int | None]:
+    """The UDP port, and the TCP port if there is one."""
+    ports: dict[str, int] = {}
+    for address in addresses:
+        scheme, where = address_text.split_scheme(address)
+        ports.setdefault(scheme, address_text.split(where)[1])
+    return ports[address_text.UDP], ports.get(address_text.TCP)
 
 
 def _say_asyncio() -> None:

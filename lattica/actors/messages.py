@@ -186,3 +186,4 @@ class NodeInfo(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     scopes: tuple[str, ...] = ()
     load: float = 0.0
     actors: int = 0
+    relays: bool = False  # it forwards packets for peers that cannot be reached directly

@@ -78,6 +78,20 @@ def add_peer(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="listen on TCP as well, for networks that block UDP (default: where UDP listens)",
     )
+    relay = parser.add_mutually_exclusive_group()
+    relay.add_argument(
+        "--relay",
+        action="store_true",
+        default=None,
+        help="forward packets for peers that cannot be reached (default: if strangers reach this)",
+    )
+    relay.add_argument("--no-relay", dest="relay", action="store_false", help="never forward")
+    parser.add_argument(
+        "--no-port-mapping",
+        dest="map_ports",
+        action="store_false",
+        help="do not ask the router to let others in (PCP, NAT-PMP, UPnP)",
+    )
     offered = parser.add_argument_group("what it offers (default: this machine's own)")
     offered.add_argument("--cpus", type=float, default=None, metavar="N")
     offered.add_argument("--gpus", type=float, default=0.0, metavar="N")
@@ -104,6 +118,8 @@ def peer_options(args: argparse.Namespace, *, ticket: str | None = None) -> Peer
         name=args.name,
         listen=args.listen or ("" if ticket else EVERYWHERE),
         tcp=args.tcp,
+        relay=args.relay,
+        map_ports=args.map_ports,
         cpus=args.cpus,
         gpus=args.gpus,
         memory=args.memory,

@@ -47,6 +47,7 @@ class Endpoint:
 
     Attributes:
         detour: opens ways through relays; None: there are none.
+        on_dial: called with each address that a first packet is about to go to.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Endpoint:
         self.clock = clock or SystemClock()
         self.counters: Counter[str] = Counter()
         self.detour: Detour | None = None
+        self.on_dial: Callable[[str], None] | None = None
         self._acceptor: Callable[[Link], LinkHandler] | None = None
         self._listeners: list[Callable[[Link, bool], None]] = []
         self._links = LinkTable()
@@ -299,6 +301,8 @@ class Endpoint:
         """See `Dialer`."""
         if not is_relay(address):
             virtual = await self.path.resolve(address)
+            if self.on_dial is not None:
+                self.on_dial(self.path.describe(virtual))
         elif self.detour is None:
             raise AddressError(f"{address}: this peer uses no relays")
         else:

@@ -197,6 +197,10 @@ class QuicLink:
         """Its ways; None before the keys are there."""
         return self._sending.steering
 
+    def path_of(self, address: VirtualAddress) -> str:
+        """One of its ways, for people."""
+        return self._owner.path.describe(address)
+
     @property
     def probe_tag(self) -> bytes | None:
         """How probes of the path name this link; None before the keys are there."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+import anyio
+
 from lattica.errors import AddressError
 from lattica.link.engine import Engine
 from lattica.path import addresses as text
@@ -55,6 +57,7 @@ class Steering(WayEvents):
         self._named: set[str] = set()
         self._size = 0
         self._is_over = False
+        self._change = anyio.Event()
         self._held: set[VirtualAddress] = set()
         self.ways: Ways | None = None
         self.current = address
@@ -86,23 +89,35 @@ class Steering(WayEvents):
         self._send(self.ways, self.ways.check(now))
         return self.due
 
+    async def next_change(self) -> None:
+        """Wait until packets take another way, or the link is over."""
+        await self._change.wait()  # no deadline: the link itself is watched
+
     def end(self) -> None:
         """The link is over."""
         self._is_over = True
+        self._change.set()
         for address in self._held:
             self._path.release(address)
         self._held.clear()
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the other end is on another machine, so that ways come and go."""
+        return self.ways is not None and self.ways.is_watched
 
     def has(self, address: VirtualAddress) -> bool:
         """Whether the other end is known to be, or tried, at an address."""
         return address == self._first if self.ways is None else self.ways.has(address)
 
     def name(self, addresses: Iterable[str]) -> None:
-        """The other end has said, over the link, that these are its own."""
+        """The other end has said, over the link, that these are its own: addresses or hosts."""
         for address in addresses:
-            host = _host(address)
+            host = _host(address) or address
             if host is not None and len(self._named) < MAX_NAMED:
                 self._named.add(host)
+        for way in () if self.ways is None else self.ways.all:
+            way.is_named = way.is_named or self._is_named(way.address)
 
     def offer(self, address: VirtualAddress, now: float, *, patience: float | None = None) -> None:
         """Try a way to the other end. No effect on a link that is not open."""
@@ -169,6 +184,8 @@ class Steering(WayEvents):
 
     def changed(self, old: Way, new: Way) -> None:
         self.current = new.address
+        change, self._change = self._change, anyio.Event()
+        change.set()
         self._counters["way:changed"] += 1
         if self.moved is not None:
             self.moved(old, new)

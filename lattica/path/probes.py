@@ -174,11 +174,13 @@ def _nonce(kind: int, sequence: int) -> bytes:
 
 
 def _packed(source: str) -> tuple[int, bytes, int]:
+    if text.is_relay(source):
+        return 0, bytes(16), 0  # that would be the relay's
     try:
-        host, port = text.split(source)
+        host, port = text.split(text.strip_scheme(source))
         ip = ipaddress.ip_address(host.partition("%")[0])
     except (AddressError, ValueError):
-        return 0, bytes(16), 0  # a relay's or a test's
+        return 0, bytes(16), 0  # a test's
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
     return ip.version, ip.packed.ljust(16, b"\0"), port

@@ -130,6 +130,13 @@ class Forwarder:
         if found is not None and any(by == party.peer for party in found.ends):
             self._end(found)
 
+    def joins(self, one: PeerId, other: PeerId) -> bool:
+        """Whether a session between two peers is open."""
+        party = self._parties.get(one)
+        return party is not None and any(
+            other == end.peer for session in party.sessions.values() for end in session.ends
+        )
+
     def peer_down(self, peer: PeerId) -> None:
         """The link to a peer is lost. What it has here ends unless it is soon back."""
         party = self._parties.get(peer)

@@ -1,0 +1,102 @@
+"""Opens ways through relays, for dials and for links that have lost their own."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import anyio
+from anyio.abc import TaskGroup
+
+from lattica.config import ReachConfig
+from lattica.errors import AddressError, IdentityError, LatticaError
+from lattica.identity.keys import PeerId
+from lattica.link.endpoint import Endpoint
+from lattica.path import addresses as text
+from lattica.path.interface import VirtualAddress
+from lattica.path.relay import SESSION, RelayPath
+from lattica.reach.legs import Legs
+from lattica.reach.messages import SERVICE, Opening
+from lattica.reach.service import ReachService
+from lattica.rpc import Rpc
+
+log = logging.getLogger("lattica.reach")
+
+
+class Detours:
+    """See `lattica.link.detour.Detour`."""
+
+    def __init__(
+        self, rpc: Rpc, endpoint: Endpoint, path: RelayPath, legs: Legs, config: ReachConfig
+    ) -> None:
+        self._rpc = rpc
+        self._endpoint = endpoint
+        self._path = path
+        self._legs = legs
+        self._config = config
+        self._tasks: TaskGroup | None = None
+        self._opened: dict[VirtualAddress, tuple[PeerId, bytes]] = {}
+        path.released = self._released
+
+    def start(self, tasks: TaskGroup) -> None:
+        """Close what is no longer needed in `tasks`."""
+        self._tasks = tasks
+
+    def stop(self) -> None:
+        """The tasks are about to end."""
+        self._tasks = None
+
+    async def open(self, peer: PeerId, address: str) -> VirtualAddress:
+        """A session with `peer` through the relay that `address` names."""
+        name, where = text.split_relay(address)
+        try:
+            relay = PeerId.parse(name)
+        except IdentityError as error:
+            raise AddressError(f"{address!r}: {error}") from None
+        if relay in (peer, self._endpoint.local):
+            raise AddressError(f"{address!r}: a relay stands between two others")
+        try:
+            await self._endpoint.connect(relay, [where])
+            return await self._open(peer, relay, address)
+        except AddressError:
+            raise
+        except LatticaError as error:
+            raise AddressError(f"{address}: {error}") from error
+
+    def abandon(self, address: VirtualAddress) -> None:
+        """A session that was opened is not used after all."""
+        self._path.end(address)
+        self._released(address)
+
+    # ------------------------------------------------------------------ inside
+
+    async def _open(self, peer: PeerId, relay: PeerId, label: str) -> VirtualAddress:
+        leg = self._legs.find(relay)
+        if leg is None:
+            raise AddressError(f"{label}: the relay is itself reached through a relay")
+        session = os.urandom(SESSION)
+        client = self._rpc.client(relay, ReachService, SERVICE, timeout=self._config.call_timeout)
+        address = self._path.open(session, leg, label)
+        try:
+            await client.open(Opening(session, peer))
+        except BaseException:
+            self._path.end(address)
+            raise
+        self._opened[address] = (relay, session)
+        return address
+
+    def _released(self, address: VirtualAddress) -> None:
+        opened = self._opened.pop(address, None)
+        if opened is not None and self._tasks is not None:
+            self._tasks.start_soon(self._close, *opened)
+
+    async def _close(self, relay: PeerId, session: bytes) -> None:
+        if self._legs.find(relay) is None:
+            return  # it ends with the link, or by itself
+        timeout = self._config.call_timeout
+        client = self._rpc.client(relay, ReachService, SERVICE, timeout=timeout)
+        with anyio.move_on_after(timeout):
+            try:
+                await client.close(session)
+            except LatticaError as error:
+                log.debug("a relay session ends by itself: %s", error)
