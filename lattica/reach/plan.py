@@ -132,7 +132,8 @@ def guess_hosts(report: NatReport, vouched: Collection[str]) -> tuple[str, ...]:
     """The hosts at which ports may be guessed: those that somebody else has seen the peer at.
 
     A report is a peer's own word. It could name a third party's host, which would get thousands
-    of packets; so the relay of the link, or another witness, must have seen it there.
+    of packets; so the relay of the link, or another witness, must have seen it there. The same
+    goes for the host that further sockets send to.
     """
     return tuple(host for host in report.hosts if host in vouched)
 
@@ -214,7 +215,7 @@ def _expect_plain(dialer: NatReport, acceptor: NatReport) -> Expectation:
     if Mapping.UNKNOWN in (dialer.mapping, acceptor.mapping):
         return Expectation(None, "too few peers have looked at one of the networks yet")
     if _is_dependent(dialer):
-        return Expectation(None, "both networks show another port to each peer, and let all in")
+        return Expectation(1.0, "both networks show another port to each peer, and let all in")
     return Expectation(1.0, "both are seen at one address by everybody")
 
 

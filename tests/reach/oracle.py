@@ -29,8 +29,10 @@ def method(one: str, other: str) -> Method:
     if not moving:
         return Method.PLAIN
     if len(moving) == 2:
-        foreseen = all(KINDS[each].ports is Ports.SEQUENTIAL for each in moving)
-        return Method.PREDICTION if foreseen else Method.HOPELESS
+        if all(KINDS[each].ports is Ports.SEQUENTIAL for each in moving):
+            return Method.PREDICTION
+        welcome = all(KINDS[each].filtering is Dependence.ENDPOINT_INDEPENDENT for each in moving)
+        return Method.PLAIN if welcome else Method.HOPELESS
     fixed = other if moving[0] == one else one
     if KINDS[fixed].filtering is not Dependence.ADDRESS_AND_PORT:
         return Method.PLAIN

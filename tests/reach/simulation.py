@@ -1,8 +1,8 @@
 """Two ends behind the lab's NATs that learn what they are behind, then punch. Virtual time.
 
 An end here does what the link's table of ways does with probes (`lattica.path.ways`): it answers
-where a probe came from, tries that address itself, and takes it for proven when a probe sent
-there is answered from there.
+where a probe came from, tries that address itself, and takes an address for proven when a probe
+sent there is answered.
 """
 
 from __future__ import annotations
@@ -173,7 +173,8 @@ class End:
 class World:
     """One attempt of two ends.
 
-    `is_lenient`: an answer proves the address that the probe was sent to, wherever it came from.
+    `is_lenient`: an answer proves the address that the probe was sent to, wherever it came from;
+    else only if it came from there.
     `noise` other connections leave each network between its report and the attempt.
     """
 
@@ -187,7 +188,7 @@ class World:
         loss: float = 0.0,
         noise: int = 2,
         filters: bool = True,
-        is_lenient: bool = False,
+        is_lenient: bool = True,
     ) -> None:
         self.now = 0.0
         self.is_lenient = is_lenient
