@@ -71,6 +71,8 @@ class RelayConfig(msgspec.Struct, frozen=True, kw_only=True):
     idle: float = 60.0  # a session without frames for so long is closed
     rate: float = 12.5e6  # of all frames together
     rate_per_peer: float = 6.25e6  # of all sessions that one peer asked for, both ways
+    allowance: int = 32 * 1024 * MIB  # of all sessions that one peer asked for, in a period
+    allowance_period: float = 24 * 3600.0
     burst: int = 2 * MIB  # above the rate, all together,
     min_burst: int = 32 * KIB  # and so much for each direction of a pair
     small_frame: int = 256  # below it, a frame is taken for a sign of life, and may

@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Callable
 
 from lattica.config import RelayConfig
-from lattica.errors import NoReservationError, RelayBusyError, RelayError
 from lattica.identity.keys import PeerId
 from lattica.path.interface import Path, VirtualAddress
-from lattica.path.relay import HEADER, SCHEME, SESSION, Batch, Leg
+from lattica.path.relay import HEADER, Batch, Leg
 from lattica.reach.fair import Shares
 from lattica.reach.orphans import Orphans
+from lattica.reach.register import Register
 from lattica.reach.sessions import Party, RelayLoad, RelayStats, Session, Side
 
 SHORT = "relay:short"
@@ -53,15 +53,13 @@ class Forwarder:
         peer of whose open link an address is, None if of none.
         """
         self._path = path
-        self._leg = leg
         self._config = config
         self._whose = whose
         self._counters = counters
         self._now = now
-        self._parties: dict[PeerId, Party] = {}
-        self._sessions: dict[bytes, Session] = {}
-        self._reservations = 0
         self._shares = Shares(config, now())
+        self._register = Register(leg, config, self._shares)
+        self._sessions = self._register.sessions
         self._orphans = Orphans(config)
         self._dropped = Counter[str]()
         self._batch = 0
@@ -80,22 +78,12 @@ class Forwarder:
         Raises:
             RelayBusyError: enough others have asked.
         """
-        party = self._parties.get(peer)
-        if party is None or party.reserved_until is None:
-            if self._reservations >= self._config.max_reservations:
-                raise self._busy(f"it takes sessions for {self._reservations} peers already")
-            party = self._party(peer)
-            self._reservations += 1
-        party.reserved_until = self._now() + self._config.reservation
+        self._register.reserve(peer, self._now())
         return self._config.reservation
 
     def cancel(self, peer: PeerId) -> None:
         """Take no further sessions for a peer; those that are open go on. Idempotent."""
-        party = self._parties.get(peer)
-        if party is not None and party.reserved_until is not None:
-            party.reserved_until = None
-            self._reservations -= 1
-            self._tidy(party)
+        self._register.cancel(peer)
 
     def open(self, session: bytes, source: PeerId, target: PeerId) -> None:
         """Forward between `source`, who asks, and `target`, who has a reservation.
@@ -106,29 +94,14 @@ class Forwarder:
             RelayError: the session's name cannot be used, or the two are one.
         """
         now = self._now()
-        if len(session) != SESSION:
-            raise RelayError(f"a session's name is {SESSION} bytes, not {len(session)}")
-        if session in self._sessions:
-            raise RelayError("a relay session of that name is open; choose another name")
-        if source == target:
-            raise RelayError("a relay does not lead a peer to itself; choose another target")
-        self._admit(source, target, now)
-        ends = self._party(source), self._party(target)
-        group = ends[0].group
-        up = Side(*ends, self._shares.join(group, (target, True)))
-        down = Side(ends[1], ends[0], self._shares.join(group, (target, False)))
-        made = self._sessions[session] = Session(session, up, down, now)
-        for party in ends:
-            party.sessions[session] = made
+        self._register.open(session, source, target, now)
         early = self._orphans.take(session, (source, target), now)
         if early:
             self._forward(early, now)
 
     def close(self, session: bytes, by: PeerId) -> None:
         """End a session, if `by` is one of its ends. Idempotent."""
-        found = self._sessions.get(session)
-        if found is not None and any(by == party.peer for party in found.ends):
-            self._end(found)
+        self._register.close(session, by, self._now())
 
     def joins(self, one: PeerId, other: PeerId) -> bool:
         """Whether a session between two peers is open."""
@@ -139,27 +112,12 @@ class Forwarder:
 
     def peer_down(self, peer: PeerId) -> None:
         """The link to a peer is lost. What it has here ends unless it is soon back."""
-        party = self._parties.get(peer)
-        if party is not None and party.down_at is None:
-            party.down_at = self._now()
+        self._register.peer_down(peer, self._now())
 
     def check(self) -> None:
         """Look at the clock, once a second."""
         now = self._now()
-        for party in tuple(self._parties.values()):
-            if self._leg(party.peer) is not None:
-                party.down_at = None
-            elif party.down_at is None:
-                party.down_at = now
-            is_lost = party.down_at is not None and now - party.down_at > self._config.grace
-            if is_lost:
-                for session in tuple(party.sessions.values()):
-                    self._end(session)
-            if is_lost or (party.reserved_until is not None and now >= party.reserved_until):
-                self.cancel(party.peer)
-        for session in tuple(self._sessions.values()):
-            if now - session.used > self._config.idle:
-                self._end(session)
+        self._register.check(now)
         self._drop(NO_SESSION, self._orphans.expire(now))
         self._shares.rest(now)
         self._measure(now)
@@ -176,7 +134,7 @@ class Forwarder:
         """How busy this relay is, as of the last `check`."""
         return RelayLoad(
             sessions=len(self._sessions),
-            reservations=self._reservations,
+            reservations=self._register.reservations,
             rate=self._rate,
             share=min(1.0, self._rate / self._config.rate),
         )
@@ -274,13 +232,8 @@ class Forwarder:
         """The link to a peer, asked for once a batch."""
         if party.batch != self._batch:
             party.batch = self._batch
-            party.leg = self._direct(party.peer)
+            party.leg = self._register.direct(party.peer)
         return party.leg
-
-    def _direct(self, peer: PeerId) -> Leg | None:
-        """A relay's link to a peer that goes over another relay carries no sessions."""
-        leg = self._leg(peer)
-        return None if leg is None or leg.current.scheme == SCHEME else leg
 
     def _unroutable(
         self, frame: bytes, source: VirtualAddress, reason: str, peer: PeerId | None, now: float
@@ -296,60 +249,6 @@ class Forwarder:
         if count:
             self._dropped[reason] += count
             self._counters[reason] += count
-
-    def _admit(self, source: PeerId, target: PeerId, now: float) -> None:
-        """Raise what `open` raises for lack of a reservation, a link or room."""
-        config = self._config
-        asked = self._parties.get(target)
-        if asked is None or asked.reserved_until is None or now >= asked.reserved_until:
-            raise NoReservationError(
-                f"{target.short} has not asked this relay to take sessions; try its other relays"
-            )
-        if self._direct(target) is None:
-            raise NoReservationError(
-                f"{target.short} has no link of its own to this relay; try its other relays"
-            )
-        if self._direct(source) is None:
-            raise RelayError(
-                f"{source.short} has no link of its own to this relay; link to it, then ask again"
-            )
-        if len(self._sessions) >= config.max_sessions:
-            raise self._busy(f"{len(self._sessions)} sessions are open")
-        for peer in (source, target):
-            party = self._parties.get(peer)
-            if party is not None and len(party.sessions) >= config.max_sessions_per_peer:
-                raise self._busy(f"{len(party.sessions)} sessions of {peer.short} are open")
-        between = sum(
-            any(party.peer == source for party in session.ends)
-            for session in asked.sessions.values()
-        )
-        if between >= config.max_sessions_per_pair:
-            raise self._busy(f"{between} sessions are open between the two; close some")
-
-    def _busy(self, why: str) -> RelayBusyError:
-        after = self._config.retry_after
-        return RelayBusyError(
-            f"the relay is busy: {why}; try another relay, or this one in {after:g} s",
-            retry_after=after,
-        )
-
-    def _party(self, peer: PeerId) -> Party:
-        party = self._parties.get(peer)
-        if party is None:
-            party = self._parties[peer] = Party(peer)
-        return party
-
-    def _end(self, session: Session) -> None:
-        del self._sessions[session.name]
-        for side in (session.up, session.down):
-            self._shares.leave(side.flow)
-        for party in session.ends:
-            del party.sessions[session.name]
-            self._tidy(party)
-
-    def _tidy(self, party: Party) -> None:
-        if party.reserved_until is None and not party.sessions:
-            self._parties.pop(party.peer, None)
 
     def _measure(self, now: float) -> None:
         passed = now - self._checked

@@ -84,7 +84,7 @@ class Side:
 class Session:
     """Two peers that reach each other through this one."""
 
-    __slots__ = ("down", "name", "opened", "up", "used")
+    __slots__ = ("billed", "down", "name", "opened", "up", "used")
 
     def __init__(self, name: bytes, up: Side, down: Side, now: float) -> None:
         self.name = name
@@ -92,6 +92,12 @@ class Session:
         self.down = down
         self.opened = now
         self.used = now
+        self.billed = 0  # bytes
+
+    def bill(self) -> int:
+        """Bytes forwarded since the last call."""
+        before, self.billed = self.billed, self.up.bytes + self.down.bytes
+        return self.billed - before
 
     @property
     def ends(self) -> tuple[Party, Party]:

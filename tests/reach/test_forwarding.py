@@ -258,6 +258,28 @@ def test_one_peer_cannot_take_all_sessions_of_another() -> None:
     bench.link(2, 1, 3)
 
 
+def test_a_peers_bytes_are_bounded_whatever_sessions_they_pass_in() -> None:
+    bench = Bench(allowance=100_000, allowance_period=3600.0)
+    for session in range(9):  # both ways count for who asked
+        name = bench.link(0, 1, session)
+        assert bench.give(name, session % 2, [1000] * 10) == 10
+        if session % 3:
+            bench.relay.close(name, bench.peers[1])
+        bench.wait(1.0)
+    assert bench.relay.load.sessions == 3
+    other = bench.link(1, 2, 20)
+    bench.give(name_of(0), 0, [1000] * 12)
+    bench.wait(1.0)
+    (left,) = bench.relay.statistics().sessions
+    assert left.source == bench.peers[1]
+    assert bench.give(other, 1) == 1
+    with pytest.raises(RelayBusyError, match="used up") as refused:
+        bench.link(0, 1, 30)
+    assert 3500.0 < refused.value.retry_after <= 3600.0
+    bench.wait(refused.value.retry_after)
+    bench.link(0, 1, 30)
+
+
 def test_only_its_ends_close_a_session() -> None:
     bench = Bench()
     name = bench.link(0, 1)
@@ -422,6 +444,8 @@ LIMITS: dict[str, float] = {
     "max_orphans": 7,
     "max_orphan_bytes": 5_000,
     "grace": 2.0,
+    "allowance": 60_000,
+    "allowance_period": 30.0,
 }
 
 
@@ -504,9 +528,9 @@ class AnyOrder(RuleBasedStateMachine):
         for peer in self.bench.peers:
             ends = [each for each in stats.sessions if peer in (each.source, each.target)]
             assert len(ends) <= 3
-        assert len(relay._parties) <= 6  # of those with a session or reservation only
+        assert len(relay._register) <= 6  # of those with a session or reservation only
         if not relay.load.reservations and not stats.sessions:
-            assert not relay._parties
+            assert not len(relay._register)
             assert relay._shares.awake == 0
 
 
