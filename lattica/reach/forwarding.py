@@ -105,10 +105,7 @@ class Forwarder:
 
     def joins(self, one: PeerId, other: PeerId) -> bool:
         """Whether a session between two peers is open."""
-        party = self._parties.get(one)
-        return party is not None and any(
-            other == end.peer for session in party.sessions.values() for end in session.ends
-        )
+        return self._register.between(one, other) > 0
 
     def peer_down(self, peer: PeerId) -> None:
         """The link to a peer is lost. What it has here ends unless it is soon back."""

@@ -78,6 +78,15 @@ class Register:
         if found is not None and any(by == party.peer for party in found.ends):
             self._end(found, now)
 
+    def between(self, one: PeerId, other: PeerId) -> int:
+        """How many sessions are open between two peers."""
+        party = self._parties.get(one)
+        if party is None or one == other:
+            return 0
+        return sum(
+            any(end.peer == other for end in session.ends) for session in party.sessions.values()
+        )
+
     def peer_down(self, peer: PeerId, now: float) -> None:
         """See `Forwarder.peer_down`."""
         party = self._parties.get(peer)
@@ -138,10 +147,7 @@ class Register:
             party = self._parties.get(peer)
             if party is not None and len(party.sessions) >= config.max_sessions_per_peer:
                 raise self._busy(f"{len(party.sessions)} sessions of {peer.short} are open")
-        between = sum(
-            any(party.peer == source for party in session.ends)
-            for session in asked.sessions.values()
-        )
+        between = self.between(source, target)
         if between >= config.max_sessions_per_pair:
             raise self._busy(f"{between} sessions are open between the two; close some")
 

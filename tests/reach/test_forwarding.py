@@ -280,6 +280,19 @@ def test_a_peers_bytes_are_bounded_whatever_sessions_they_pass_in() -> None:
     bench.link(0, 1, 30)
 
 
+def test_who_is_joined_is_told() -> None:
+    bench = Bench()
+    zero, one, two = bench.peers[:3]
+    name = bench.link(0, 1)
+    assert bench.relay.joins(zero, one)
+    assert bench.relay.joins(one, zero)
+    assert not bench.relay.joins(zero, zero)
+    assert not bench.relay.joins(zero, two)
+    assert not bench.relay.joins(two, zero)
+    bench.relay.close(name, zero)
+    assert not bench.relay.joins(zero, one)
+
+
 def test_only_its_ends_close_a_session() -> None:
     bench = Bench()
     name = bench.link(0, 1)
