@@ -50,6 +50,8 @@ class WayTimers(msgspec.Struct, frozen=True, kw_only=True):
     try_slower: float = 1.5  # from each to the next so many times as long
     try_slow: float = 0.3  # between probes of a way that was proven and is silent
     patience: float = 3.0  # a new way is tried for so long
+    follow_burst: int = 8  # places that nobody named, tried because packets came from there,
+    follow_every: float = 30.0  # and another one after so long
 
 
 class Way(msgspec.Struct, eq=False):
@@ -146,6 +148,8 @@ class Ways:
         self._looked = now
         self._chosen: VirtualAddress | None = None  # what the dialer last said it uses
         self._is_stranded = False
+        self._follows = float(self._timers.follow_burst)
+        self._follows_at = now
         self.switches = 0
         way = Way(first, kind, True, now, NEVER, NEVER, is_proven=True, answered=now)
         way.search = search(first, size, now)
@@ -281,6 +285,8 @@ class Ways:
         if received.flags & Flags.ACTIVE and not self._is_dialer:
             self._chosen = source
         if way is None:
+            if not self._may_follow(now):
+                return
             is_named = self._names(source)
             self.offer(source, now, is_named=is_named)
             if not is_named and received.flags & Flags.ACTIVE:
@@ -293,6 +299,20 @@ class Ways:
                 way.next_at = now
         else:
             self._follow(now)
+
+    def _may_follow(self, now: float) -> bool:
+        """Whether to try a place only because the other end was seen there.
+
+        Where each remote sees another port, every probe to a new one opens a new one here: two such
+        ends that let strangers in would chase each other's ports for ever.
+        """
+        earned = (now - self._follows_at) / self._timers.follow_every
+        self._follows = min(self._timers.follow_burst, self._follows + earned)
+        self._follows_at = now
+        if self._follows < 1.0:
+            return self._current.misses > 0  # it may have moved
+        self._follows -= 1.0
+        return True
 
     def _watch(self, now: float, heard: float) -> None:
         """Packets leave: see to it that the way in use is known to carry them."""
@@ -338,7 +358,10 @@ class Ways:
         way = next((each for each in self._ways.values() if sequence in each.flying), None)
         if way is None:
             # Sprayed, or late: whether packets reach that address is not shown yet.
-            if self._sprayed.get(sequence, 0.0) > now or source not in self._ways:
+            if source in self._ways:
+                if self._sprayed.get(sequence, 0.0) > now:
+                    self.offer(source, now, is_named=self._names(source))
+            elif self._may_follow(now):
                 self.offer(source, now, is_named=self._names(source))
             return
         sent, _ = way.flying.pop(sequence)
@@ -485,12 +508,20 @@ class Ways:
         return bool(way.flying) or way.next_at <= now
 
     def _make_room(self, is_named: bool) -> bool:
-        """Drop the oldest way that was tried in vain so far."""
+        """Drop the oldest way that was tried in vain so far, or else the worst direct one."""
         for way in self._ways.values():
             if not way.is_proven and (is_named or not way.is_named):
                 self._remove(way)
                 return True
-        return False
+        spare = [
+            way
+            for way in self._ways.values()
+            if way.kind is WayKind.DIRECT and way is not self._current
+        ]
+        if not is_named or not spare:
+            return False
+        self._remove(max(spare, key=_rank))
+        return True
 
     def _remove(self, way: Way) -> None:
         if self._ways.pop(way.address, None) is not None:
