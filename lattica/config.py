@@ -14,6 +14,8 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat: float = 0.75  # a silent link is asked for a sign of life this often
     brisk: float = 0.2  # the same, while calls are in flight to a peer on this machine
     dead_after: float = 1.8  # nothing heard for so long: the link is lost
+    far_heartbeat: float = 12.0  # a link to another machine, while nothing is in flight on it
+    far_dead_after: float = 12.0  # its path may be cut for a while; it is suspect long before
     connect_timeout: float = 5.0
     handshake_timeout: float = 5.0
     backoff_base: float = 0.2  # the longest pause after the first failed dial; doubles

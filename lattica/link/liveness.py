@@ -4,6 +4,10 @@ A silent link is asked with a beat, which is cheap; without an answer it is ping
 QUIC, again and again, which survives loss. The acceptor asks a little sooner, so that
 one exchange serves both ends, and an end with many links asks them in one go.
 
+A peer on another machine costs the network something, and its path may be cut for a while
+without its being gone. So where nobody waits for it, it is asked rarely; as soon as something is
+in flight, as often as any other. It becomes suspect as soon as any other, but is given up later.
+
 Silence counts only while this end was able to listen: a loop that was busy elsewhere
 has heard nothing either, so its lateness is added to the deadline.
 """
@@ -27,7 +31,8 @@ class Verdict(Enum):
 
     FINE = "fine"
     BEAT = "beat"
-    PING = "ping"
+    WAKE = "wake"  # a beat, and a ping for QUIC's own sake
+    PING = "ping"  # there was no answer
     DEAD = "dead"
 
 
@@ -37,24 +42,29 @@ class Liveness:
     __slots__ = (
         "_asked",
         "_brisk",
+        "_config",
         "_dead_after",
         "_heard",
         "_heard_quic",
         "_hint_deadline",
         "_is_brisk",
+        "_is_far",
         "_patience",
         "_refresh",
         "_retry",
-        "_shortest_retry",
+        "_silent_since",
         "_suspect_after",
+        "_usual",
     )
 
     def __init__(self, config: LinkConfig, now: float, *, is_dialer: bool = False) -> None:
-        self._patience = config.heartbeat * (DIALER_PATIENCE if is_dialer else 1.0)
+        self._config = config
+        self._usual = self._patience = config.heartbeat * (DIALER_PATIENCE if is_dialer else 1.0)
         self._brisk = min(config.brisk, self._patience)
         self._is_brisk = False
+        self._is_far = False
         self._refresh = REFRESH * (1.0 if is_dialer else DIALER_PATIENCE)
-        self._retry = self._shortest_retry = config.heartbeat * RETRY
+        self._retry = config.heartbeat * RETRY
         self._dead_after = config.dead_after
         # Two heartbeats and a bit, or half the way from the first to the end if that is sooner.
         self._suspect_after = min(
@@ -62,6 +72,7 @@ class Liveness:
         )
         self._heard = now
         self._heard_quic = now
+        self._silent_since = now  # it counts from then on; not before a far one was asked
         self._asked = now
         self._hint_deadline: float | None = None
 
@@ -77,16 +88,16 @@ class Liveness:
 
     def is_suspect(self, now: float) -> bool:
         """Whether a sign of life is overdue, or the network has said that nobody is there."""
-        return self._hint_deadline is not None or now - self._heard >= self._suspect_after
+        return self._hint_deadline is not None or self._silence(now) >= self._suspicious
 
     def on_heard(self, now: float) -> None:
         """An authentic QUIC packet arrived."""
-        self._heard = self._heard_quic = now
+        self._heard = self._heard_quic = self._silent_since = now
         self._hint_deadline = None
 
     def on_beat(self, now: float) -> None:
         """An authentic beat arrived."""
-        self._heard = now
+        self._heard = self._silent_since = now
         self._hint_deadline = None
 
     def on_hint(self, now: float) -> Verdict:
@@ -99,32 +110,50 @@ class Liveness:
         self._hint_deadline = min(self._hint_deadline, again)
         return Verdict.FINE
 
+    def set_far(self, *, may_rest: bool) -> None:
+        """The other end is on another machine.
+
+        `may_rest`: `set_brisk` will tell whenever somebody waits for it.
+        """
+        self._is_far = True
+        self._dead_after = max(self._config.far_dead_after, self._config.dead_after)
+        self._brisk = self._usual
+        if may_rest:
+            self._patience = max(
+                self._usual, self._usual / self._config.heartbeat * self._config.far_heartbeat
+            )
+
     def set_brisk(self, is_brisk: bool) -> None:
-        """Whether to ask more often: the kernel tells at once when a process here is gone,
-        but only those who send to it."""
+        """Whether to ask more often, since somebody waits.
+
+        The kernel tells at once when a process here is gone, but only those who send to it.
+        """
         self._is_brisk = is_brisk
 
     def on_stall(self, seconds: float, now: float) -> None:
         """This end's loop did not run for `seconds`."""
         self._heard = min(now, self._heard + seconds)
         self._heard_quic = min(now, self._heard_quic + seconds)
+        self._silent_since = min(now, self._silent_since + seconds)
         if self._hint_deadline is not None:
             self._hint_deadline += seconds
 
     def check(self, now: float) -> Verdict:
         """Look at the clock."""
-        hint, silence = self._hint_deadline, now - self._heard
+        hint, silence = self._hint_deadline, self._silence(now)
         if silence >= self._dead_after or (hint is not None and now >= hint):
             return Verdict.DEAD
         if self._asked > self._heard:
-            if now < self._asked + self._retry:
+            if now < self._asked + self._pause(silence):
                 return Verdict.FINE
-        elif silence < (self._brisk if self._is_brisk else self._patience):
+        elif now - self._heard < (self._brisk if self._is_brisk else self._patience):
             return Verdict.FINE
-        # Nothing was heard since this end asked with a beat; or QUIC needs to be awake.
-        must_ping = self._asked > self._heard or now - self._heard_quic >= self._refresh
-        self._asked = now
-        return Verdict.PING if must_ping else Verdict.BEAT
+        elif self._is_far:
+            self._silent_since = max(self._heard, now - self._usual)
+        is_repeated, self._asked = self._asked > self._heard, now
+        if is_repeated:
+            return Verdict.PING
+        return Verdict.WAKE if now - self._heard_quic >= self._refresh else Verdict.BEAT
 
     def quiet_until(self, now: float) -> float | None:
         """Until when nothing is to be done, on a link whose last question was answered."""
@@ -136,7 +165,7 @@ class Liveness:
 
     def expect(self, rtt: float) -> None:
         """A question has gone out; `rtt` is how long an answer takes, in seconds, if known."""
-        self._retry = max(self._shortest_retry, ROUND_TRIPS * rtt)
+        self._retry = max(self._config.heartbeat * RETRY, ROUND_TRIPS * rtt)
 
     def due(self, now: float) -> float:
         """When `check` or `is_suspect` may say something new, if nothing is heard."""
@@ -146,8 +175,28 @@ class Liveness:
                 self._brisk if self._is_brisk else self._patience
             )  # the first thing to happen, but for a hint
         else:
-            due = min(self._asked + self._retry, heard + self._dead_after)
-            suspect_at = heard + self._suspect_after
+            since = self._silent_since
+            due = min(self._asked + self._pause(now - since), since + self._dead_after)
+            suspect_at = since + self._suspicious
             if now < suspect_at < due:
                 due = suspect_at
         return due if hint is None else min(due, hint)
+
+    # ------------------------------------------------------------------ inside
+
+    @property
+    def _suspicious(self) -> float:
+        """Seconds of silence: time enough for an answer, however far the other end is."""
+        return max(self._suspect_after, self._usual + self._retry)
+
+    def _silence(self, now: float) -> float:
+        """Seconds for which the other end should have been heard of."""
+        if self._is_far and self._asked <= self._heard:
+            return 0.0
+        return now - self._silent_since
+
+    def _pause(self, silence: float) -> float:
+        """Seconds between questions: a path that is cut is not flooded with them."""
+        if silence < self._config.dead_after:
+            return self._retry
+        return max(self._retry, self._config.heartbeat)

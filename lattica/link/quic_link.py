@@ -25,7 +25,7 @@ from lattica.link.statistics import LinkStatistics, Meter, gather
 from lattica.link.steering import Steering
 from lattica.link.upcalls import Upcalls
 from lattica.link.watch import Watch
-from lattica.path.addresses import is_local
+from lattica.path.addresses import is_local, strip_scheme
 from lattica.path.interface import VirtualAddress
 from lattica.path.probes import ProbeKeys
 
@@ -276,7 +276,7 @@ class QuicLink:
         self._owner.link_due(self, min(due, steering.begin(now)))
         self._sending.hasten = self.look_at
         handler = acceptor(self)
-        self._watch.handled(handler, is_local=is_local(self.address))
+        self._watch.handled(handler, is_local=is_local(strip_scheme(self.address)))
         self.settled.set()
         self._upcalls.begin(handler)
 
@@ -348,6 +348,11 @@ class QuicLink:
     def look_at(self, at: float) -> None:
         """See `Watched`."""
         self._owner.link_due(self, at)
+
+    def wake(self) -> None:
+        """See `Watched`."""
+        self._engine.ping()
+        self._owner.link_dirty(self)
 
     def suspicion(self, reason: str | None) -> None:
         """See `Watched`."""

@@ -38,6 +38,10 @@ class Watched(Protocol):
         """Ask the other end for a sign of life, through QUIC."""
         ...
 
+    def wake(self) -> None:
+        """Have QUIC exchange packets, so that its idle timer does not end the connection."""
+        ...
+
     def suspicion(self, reason: str | None) -> None:
         """The other end has become suspect; with None, it is heard again."""
         ...
@@ -110,7 +114,9 @@ class Watch:
     def handled(self, handler: LinkHandler, *, is_local: bool) -> None:
         """An open link has its handler. `is_local`: the other end is on this machine."""
         self._work = handler if isinstance(handler, Drainable) else None
-        self.may_get_busy = is_local and self._work is not None
+        self.may_get_busy = self._work is not None
+        if not is_local:
+            self.pulse.liveness.set_far(may_rest=self._work is not None)
 
     def check(self, now: float) -> float:
         """Look at the clocks; when to look again. Not called any more once the link is closed."""
@@ -129,7 +135,7 @@ class Watch:
         return self._check_life(now)
 
     def look_busy(self, now: float) -> None:
-        """Listen more closely to a peer on this machine while somebody waits for it."""
+        """Listen more closely to a peer while somebody waits for it."""
         is_brisk = self._work is not None and not self._work.is_idle
         if is_brisk is not self._is_brisk:
             self._is_brisk = is_brisk
@@ -159,13 +165,15 @@ class Watch:
     def _check_life(self, now: float) -> float:
         pulse, link = self.pulse, self._link
         verdict = pulse.check(now)
-        if verdict is Verdict.BEAT or verdict is Verdict.PING:
+        if verdict is Verdict.BEAT or verdict is Verdict.WAKE or verdict is Verdict.PING:
             # A ping takes a beat along: an engine whose window is full keeps its ping to itself,
             # and after a blackout nothing else would tell in time that both ends are there.
             if (beat := pulse.ask(link.rtt)) is not None:
                 link.send_beat(beat)
             if verdict is Verdict.PING:
                 link.probe()
+            elif verdict is Verdict.WAKE:
+                link.wake()
         elif verdict is Verdict.DEAD:
             text = f"nothing was heard for {now - pulse.liveness.heard:.1f} s"
             link.end(LinkLostError(text), CloseCode.LOST, text)

@@ -5,10 +5,10 @@ which probes arrived; a probe that stays unanswered is a lost probe and nothing 
 
 RFC 8899's phases are here: the base size is what the handshake has shown to pass; from there the
 search tries the sizes that networks are built for, all in one round, and then narrows what
-is left; a finished search rests until it is time to look for more. While datagrams larger than the
-base are in use, one probe of that size each `confirm_every` shows that they still pass. If only
-small ones do (a black hole, §4.3) the size falls to the base at once. Whether anything passes at
-all (the RFC's error phase) is for the link to watch.
+is left; a finished search rests until it is time to look for more, and somebody could use it.
+While datagrams larger than the base are in use, one probe of that size each `confirm_every` shows
+that they still pass. If only small ones do (a black hole, §4.3) the size falls to the base at once.
+Whether anything passes at all (the RFC's error phase) is for the link to watch.
 """
 
 from __future__ import annotations
@@ -56,11 +56,12 @@ class MtuSearch:
         self.size = min(max(start, BASE), self._limit)
         self.phase = Phase.SEARCHING
         self.black_holes = 0
-        self.is_used = False  # datagrams larger than the base were sent since the last proof
+        self.is_used = False  # full datagrams were sent since the last proof that they pass
         self._too_large = self._limit + 1  # the least size known not to pass
         self._lost: dict[int, int] = {}  # probes of each size above `size`
         self._flying: dict[int, float] = {}  # sizes of unanswered probes, and until when
         self._raise_at = NEVER
+        self._is_wanted = False  # full datagrams were sent since the last search
         self._is_suspect = self.size > BASE
         self._confirmed = now
         self._evidence: int | None = None  # of a black hole; None: not looking for one
@@ -77,7 +78,7 @@ class MtuSearch:
                 return 0.0
             if self.is_used:
                 at = min(at, self._confirmed + self._timers.confirm_every)
-        return min(at, self._raise_at)
+        return min(at, self._raise_at) if self._is_wanted else at
 
     def probes(self, now: float, rtt: float) -> Sequence[int]:
         """The sizes to probe now."""
@@ -86,7 +87,7 @@ class MtuSearch:
         deadline = now + max(self._timers.probe_timeout, 3 * rtt)
         self._expire(now)
         sizes = self._confirming(now)
-        if now >= self._raise_at:
+        if self._is_wanted and now >= self._raise_at:
             self._restart()
         if self.phase is Phase.SEARCHING and not any(size > self.size for size in self._flying):
             sizes += self._next_round(now)
@@ -120,8 +121,8 @@ class MtuSearch:
         self._too_large = min(self._too_large, size)
 
     def used(self) -> None:
-        """Datagrams larger than the base were sent."""
-        self.is_used = True
+        """Datagrams as large as any were sent."""
+        self.is_used = self._is_wanted = True
 
     def suspect(self) -> None:
         """Larger datagrams seem to be lost: find out now."""
@@ -174,6 +175,7 @@ class MtuSearch:
         """Search anew above the size in use."""
         self.phase = Phase.SEARCHING
         self._raise_at = NEVER
+        self._is_wanted = False
         self._too_large = self._limit + 1
         self._lost.clear()
         self._flying.clear()

@@ -223,10 +223,10 @@ class Ways:
 
     def sent(self, size: int) -> bool:
         """The link has sent packets, the largest of `size`; whether `due` came closer."""
-        if self._is_used and size <= BASE:
+        if self._is_used and size < BASE:
             return False
         search = self._current.search
-        if search is not None and size > BASE and not search.is_used:
+        if search is not None and size >= BASE and not search.is_used:
             search.used()
         elif self._is_used:
             return False
@@ -321,8 +321,11 @@ class Ways:
             return
         self._looked = now
         self._used_since = min(self._used_since, now)
-        if len(self._ways) == 1 and heard > self._used_since:
-            # What is heard has answered what was sent, for both took the only way there is.
+        if len(self._ways) == 1 and (
+            heard > self._used_since or now - heard < self._timers.silence
+        ):
+            # What is heard has answered what was sent, for both took the only way there is. (And
+            # what has left since is looked at again when more does, or the link asks for a beat.)
             self._rest()
             return
         unsure = now - current.answered

@@ -25,7 +25,7 @@ STEPS: Steps = (add, echo, wait, count)
 ON_CONTROL = (add, wait)
 CALLS = 12  # from each end
 # A dial takes four times the latency, here up to 4 s, and now and then a lost packet's time.
-CONFIG = LinkConfig(connect_timeout=20.0, handshake_timeout=20.0, dead_after=12.0)
+CONFIG = LinkConfig(connect_timeout=20.0, handshake_timeout=20.0)
 
 
 def by_rank(stack: Stack) -> tuple[Peer, Peer]:

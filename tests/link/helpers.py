@@ -28,7 +28,12 @@ ALICE, BOB = sorted(
 )
 CAROL = Identity(b"carol".ljust(32))
 QUICK = LinkConfig(
-    heartbeat=0.1, dead_after=0.5, connect_timeout=3.0, handshake_timeout=1.0, max_pending=8
+    heartbeat=0.1,
+    dead_after=0.5,
+    far_dead_after=0.5,
+    connect_timeout=3.0,
+    handshake_timeout=1.0,
+    max_pending=8,
 )
 
 

@@ -20,7 +20,7 @@ from lattica.virtual_loop import VirtualLoop
 from tests.link.helpers import exchange, two
 
 pytestmark = pytest.mark.anyio
-CONFIG = LinkConfig()
+CONFIG = LinkConfig(far_dead_after=1.8)
 BINDING = bytes(range(32))
 
 

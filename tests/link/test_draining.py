@@ -18,7 +18,7 @@ from lattica.virtual_loop import VirtualLoop
 from tests.link.helpers import ALICE, BOB, Peer, Recorder, member, peer, two
 
 pytestmark = pytest.mark.anyio
-CONFIG = LinkConfig()
+CONFIG = LinkConfig(far_dead_after=1.8)
 LATENCY = 0.05
 
 

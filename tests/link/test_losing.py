@@ -79,7 +79,7 @@ async def test_a_leaving_peer_says_so() -> None:
 
 async def test_a_silent_peer_is_noticed_within_dead_after() -> None:
     network = PacketNetwork()
-    async with two(network, LinkConfig()) as (alice, bob):
+    async with two(network, LinkConfig(far_dead_after=1.8)) as (alice, bob):
         await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
         await bob.until_linked(alice)
         network.silence("b:1")

@@ -79,11 +79,11 @@ def test_quic_itself_is_woken_now_and_then_under_beats() -> None:
     while now < 2 * REFRESH + 10:
         now = liveness.due(now)
         kinds.append(liveness.check(now))
-        if kinds[-1] is Verdict.PING:
+        if kinds[-1] is Verdict.WAKE:
             liveness.on_heard(now)
         else:
             liveness.on_beat(now)
-    assert kinds.count(Verdict.PING) == 2
+    assert kinds.count(Verdict.WAKE) == 2
     assert Verdict.DEAD not in kinds
 
 

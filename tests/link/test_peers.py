@@ -18,7 +18,7 @@ from lattica.virtual_loop import VirtualLoop
 from tests.link.helpers import ALICE, BOB, Recorder, eventually, exchange, member, peer, two
 
 pytestmark = pytest.mark.anyio
-CONFIG = LinkConfig(connect_timeout=2.0)
+CONFIG = LinkConfig(connect_timeout=2.0, far_dead_after=1.8)
 SLOW = LinkConfig(connect_timeout=1.0, backoff_base=30.0, backoff_max=60.0, backoff_patience=0.0)
 
 

@@ -102,6 +102,9 @@ def test_a_finished_search_is_quiet_and_looks_again_after_ten_minutes() -> None:
     assert len(line.probes) == count
     assert line.search.size == 1472
     line.run(10)
+    assert len(line.probes) == count, "nobody could use more"
+    line.search.used()
+    line.run(5)
     assert 9_000 - PRECISION <= line.search.size <= 9_000
 
 
