@@ -107,7 +107,7 @@ class Puncher:
         async with self._room:
             try:
                 while openings.due < NEVER:
-                    await anyio.sleep(openings.due - self._now())
+                    await self._sleep_until(openings.due)
                     datagram = steering.spray(self._now(), self._punch.patience)
                     if datagram is None:
                         return
@@ -123,12 +123,15 @@ class Puncher:
         async with self._room:
             hosts = guess_hosts(theirs.report, await vouch())[:1]
             while hosts and spray.due < NEVER:
-                await anyio.sleep(spray.due - self._now())
+                await self._sleep_until(spray.due)
                 datagram = steering.spray(self._now(), self._punch.patience)
                 if datagram is None:
                     return
                 ports = spray.take(self._now())
                 self._path.spray(datagram, [text.join(hosts[0], port) for port in ports])
+
+    async def _sleep_until(self, at: float) -> None:
+        await anyio.sleep(max(0.0, at - self._now()))
 
 
 def needs_room(punch: Punch) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import anyio
 import msgspec
@@ -105,7 +105,7 @@ class Upgrades:
                 if way.observed:
                     self._seen(care, way)
         if link.is_dialer and steering.is_watched:
-            self._tasks.start_soon(self._drive, care)
+            self._start(self._drive, care)
 
     def link_down(self, link: QuicLink) -> None:
         """It is no more."""
@@ -118,8 +118,8 @@ class Upgrades:
         for care in tuple(self._cares.values()):
             if care.link.is_dialer:
                 care.hurry()
-            elif self._tasks is not None and care.theirs is not None:
-                self._tasks.start_soon(self._tell, care)
+            elif care.theirs is not None:
+                self._start(self._tell, care)
 
     # ---------------------------------------------------------- from the service
 
@@ -144,9 +144,22 @@ class Upgrades:
         if care.is_punching or (needs_room(order.punch) and self._puncher.is_busy):
             raise BusyError("an attempt runs already", retry_after=self._config.punch_time)
         care.theirs = order.news
-        self._tasks.start_soon(self._follow, care, order)
+        self._start(self._follow, care, order)
 
     # ------------------------------------------------------------------ inside
+
+    def _start(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
+        if self._tasks is not None:
+            self._tasks.start_soon(self._guarded, work, args)
+
+    async def _guarded(
+        self, work: Callable[..., Awaitable[None]], args: tuple[object, ...]
+    ) -> None:
+        """One link's trouble must not end the care for all others."""
+        try:
+            await work(*args)
+        except Exception:
+            log.exception("the care for a link failed")
 
     def _care(self, peer: PeerId) -> _Care | None:
         for link, care in self._cares.items():
@@ -162,8 +175,8 @@ class Upgrades:
         self._candidates.note(way, care.link.path_of(way.address))
 
     def _lost(self, care: _Care) -> None:
-        if self._tasks is not None and not care.is_rescuing:
-            self._tasks.start_soon(self._rescue, care)
+        if not care.is_rescuing:
+            self._start(self._rescue, care)
 
     async def _drive(self, care: _Care) -> None:
         link, steering = care.link, care.link.steering
@@ -202,13 +215,17 @@ class Upgrades:
         if is_direct(steering):
             return self._config.upgrade_max
         punch = plan(mine.report, theirs.report)
+        if needs_room(punch) and self._puncher.is_busy:
+            raise BusyError("other attempts run here", retry_after=self._config.punch_time)
         began = self._now()
-        order = Order(punch, mine)
+        refused: list[Exception] = []
         care.is_punching = True
         try:
             ok = False
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._order, client, order, tasks.cancel_scope)
+                tasks.start_soon(
+                    self._order, client, Order(punch, mine), tasks.cancel_scope, refused
+                )
                 # The other end begins when the order arrives: half a round trip from now.
                 await anyio.sleep(link.rtt / 2)
                 ok = await self._puncher.run(
@@ -217,6 +234,8 @@ class Upgrades:
                 tasks.cancel_scope.cancel()
         finally:
             care.is_punching = False
+        if refused:
+            raise refused[0]
         self._tell_attempt(Attempt(link.remote.peer, punch, ok, self._now() - began))
         if ok:
             care.attempts = 0
@@ -224,11 +243,17 @@ class Upgrades:
         pause = self._pause(care)
         return max(pause, self._again_after) if needs_room(punch) else pause
 
-    async def _order(self, client: ReachService, order: Order, scope: anyio.CancelScope) -> None:
+    async def _order(
+        self,
+        client: ReachService,
+        order: Order,
+        scope: anyio.CancelScope,
+        refused: list[Exception],
+    ) -> None:
         try:
             await client.punch(order)
         except (LatticaError, TimeoutError) as error:
-            log.debug("the other end does not punch: %s", error)
+            refused.append(error)
             scope.cancel()
 
     async def _follow(self, care: _Care, order: Order) -> None:
