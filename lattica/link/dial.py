@@ -12,6 +12,7 @@ from lattica.errors import (
     AddressError,
     LinkError,
     LinkLostError,
+    RelayError,
     UnreachableError,
     WrongPeerError,
 )
@@ -22,7 +23,7 @@ from lattica.link.refusals import DuplicateLinkError
 from lattica.path import addresses as text
 
 STAGGER = 0.25  # seconds between addresses, as in RFC 8305 §8
-RELAY_DELAY = 0.1  # seconds that the first address is tried before the first relay
+RELAY_DELAY = 0.05  # seconds that the first address is tried before the first relay
 GRACE = 1.0  # seconds for the other addresses once one has refused
 
 
@@ -124,7 +125,7 @@ class Dial:
         except DuplicateLinkError:
             # The link that stays is the peer's own dial: it is on its way to us.
             await anyio.sleep_forever()  # until `succeed`, or the deadline
-        except LinkLostError as error:
+        except (LinkLostError, RelayError) as error:
             self._errors.append(UnreachableError(f"{address}: {error}"))
         except LinkError as error:
             self._refused(book, address, error)

@@ -299,6 +299,7 @@ class Endpoint:
 
     async def start_link(self, peer: PeerId, address: str) -> QuicLink:
         """See `Dialer`."""
+        made: list[QuicLink] = []
         if not is_relay(address):
             virtual = await self.path.resolve(address)
             if self.on_dial is not None:
@@ -306,9 +307,10 @@ class Endpoint:
         elif self.detour is None:
             raise AddressError(f"{address}: this peer uses no relays")
         else:
-            virtual = await self.detour.open(peer, address)
+            virtual = await self.detour.open(peer, address, lambda error: made[0].refuse(error))
         now = self._loop.time()
         link = self._maker.dial(peer, virtual, now)
+        made.append(link)
         self._add(link)
         link.dial(now)
         return link

@@ -47,7 +47,7 @@ class WayTimers(msgspec.Struct, frozen=True, kw_only=True):
     misses: int = 3  # unanswered probes in a row: the way is dead
     standby_every: float = 15.0  # a proven way that carries nothing is probed so often
     try_fast: float = 0.1  # from the first probe of a new way to the second;
-    try_slower: float = 1.5  # from each to the next so many times as long
+    try_slower: float = 2.0  # from each to the next so many times as long
     try_slow: float = 0.3  # between probes of a way that was proven and is silent
     patience: float = 3.0  # a new way is tried for so long
     follow_burst: int = 8  # places that nobody named, tried because packets came from there,

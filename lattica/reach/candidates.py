@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from lattica.config import NatConfig, ReachConfig
@@ -16,6 +17,8 @@ from lattica.reach.report import Mapping, NatReport, public_endpoint
 
 MAIN_SOCKET = "udp"
 MAX_HOSTS = 4
+MAX_TRIED = 8  # addresses in one attempt,
+MAX_PER_HOST = 2  # and ports of one host by one protocol
 MAX_PUBLISHED = 8  # a record of the DHT holds no more
 _AT_HOME = (Scope.CABLE, Scope.HOME)
 
@@ -102,14 +105,20 @@ class Candidates:
         """Those of the other end's addresses that packets from here may reach, best first.
 
         An address of somebody's home or carrier means another machine elsewhere, so it is
-        tried only where both ends seem to be in one place.
+        tried only where both ends seem to be in one place. And few are tried in all: they are
+        the other end's word, and may be somebody else's.
         """
         here = self.report
         is_neighbour = not _hosts(here.public).isdisjoint(_hosts(theirs.report.public))
         own = [_host(address) for address in self._bound()]
         near: list[str] = []
         wide: list[str] = []
-        for address in theirs.addresses:
+        by_host: Counter[str] = Counter()
+        for address in dict.fromkeys((*theirs.addresses, *theirs.report.public)):
+            kind = f"{text.split_scheme(address)[0]} {_host(address)}"
+            by_host[kind] += 1
+            if by_host[kind] > MAX_PER_HOST:
+                continue
             scope = _scope(address)
             if scope is Scope.EVERYBODY:
                 wide.append(address)
@@ -117,7 +126,7 @@ class Candidates:
                 is_neighbour or _shares_a_net(_host(address), own)
             ):
                 near.append(address)
-        return (*near, *wide)
+        return (*near, *wide)[:MAX_TRIED]
 
 
 def _host(address: str) -> str:

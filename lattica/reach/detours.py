@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 
 import anyio
 from anyio.abc import TaskGroup
 
 from lattica.config import ReachConfig
-from lattica.errors import AddressError, IdentityError, LatticaError
+from lattica.errors import AddressError, IdentityError, LatticaError, LinkError, RelayError
 from lattica.identity.keys import PeerId
 from lattica.link.endpoint import Endpoint
 from lattica.path import addresses as text
@@ -46,7 +47,9 @@ class Detours:
         """The tasks are about to end."""
         self._tasks = None
 
-    async def open(self, peer: PeerId, address: str) -> VirtualAddress:
+    async def open(
+        self, peer: PeerId, address: str, failed: Callable[[LinkError], None]
+    ) -> VirtualAddress:
         """A session with `peer` through the relay that `address` names."""
         name, where = text.split_relay(address)
         try:
@@ -57,11 +60,17 @@ class Detours:
             raise AddressError(f"{address!r}: a relay stands between two others")
         try:
             await self._endpoint.connect(relay, [where])
-            return await self._open(peer, relay, address)
-        except AddressError:
-            raise
         except LatticaError as error:
             raise AddressError(f"{address}: {error}") from error
+        leg = self._legs.find(relay)
+        if leg is None or self._tasks is None:
+            raise AddressError(f"{address}: the relay is itself reached through a relay")
+        session = os.urandom(SESSION)
+        virtual = self._path.open(session, leg, address)
+        self._opened[virtual] = (relay, session)
+        # Frames follow at once: the relay keeps them until it has read the request.
+        self._tasks.start_soon(self._request, virtual, peer, failed)
+        return virtual
 
     def abandon(self, address: VirtualAddress) -> None:
         """A session that was opened is not used after all."""
@@ -70,20 +79,17 @@ class Detours:
 
     # ------------------------------------------------------------------ inside
 
-    async def _open(self, peer: PeerId, relay: PeerId, label: str) -> VirtualAddress:
-        leg = self._legs.find(relay)
-        if leg is None:
-            raise AddressError(f"{label}: the relay is itself reached through a relay")
-        session = os.urandom(SESSION)
+    async def _request(
+        self, address: VirtualAddress, peer: PeerId, failed: Callable[[LinkError], None]
+    ) -> None:
+        relay, session = self._opened[address]
         client = self._rpc.client(relay, ReachService, SERVICE, timeout=self._config.call_timeout)
-        address = self._path.open(session, leg, label)
         try:
             await client.open(Opening(session, peer))
-        except BaseException:
+        except LatticaError as error:
+            self._opened.pop(address, None)
             self._path.end(address)
-            raise
-        self._opened[address] = (relay, session)
-        return address
+            failed(RelayError(f"the relay {relay.short} does not lead there: {error}"))
 
     def _released(self, address: VirtualAddress) -> None:
         opened = self._opened.pop(address, None)

@@ -86,8 +86,7 @@ class Puncher:
         steering.name((*theirs.addresses, *theirs.report.public, *theirs.hosts))
         # One connection is enough: the dialer's, unless only the other end can make one.
         may_connect = is_dialer or not any(map(_is_stream, self._candidates.direct()))
-        wanted = self._candidates.worth_trying(theirs)
-        for address in dict.fromkeys((*wanted, *theirs.report.public)):
+        for address in self._candidates.worth_trying(theirs):
             if _is_stream(address) and not may_connect:
                 continue
             try:

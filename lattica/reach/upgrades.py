@@ -318,7 +318,9 @@ class Upgrades:
         assert steering is not None
         try:
             with anyio.fail_after(self._config.call_timeout):
-                virtual = await self._detours.open(link.remote.peer, address)
+                virtual = await self._detours.open(
+                    link.remote.peer, address, lambda error: log.info("%s: %s", address, error)
+                )
         except (AddressError, TimeoutError) as error:
             log.info("no way through %s: %s", address, error)
             return
