@@ -91,6 +91,7 @@ class NatConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a peer remembers to find out about its own NAT. Times in seconds."""
 
     observation_ttl: float = 300.0  # how long a peer's word counts about where it saw us
+    confirm_every: float = 60.0  # between looks at which of them still have a link here
     max_observers: int = 64
     max_per_party: int = 4  # of them, at one IPv4 address or IPv6 /56
     max_public: int = 4  # of the newest addresses in a report, where each peer sees another

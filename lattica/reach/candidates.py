@@ -11,6 +11,7 @@ from lattica.errors import AddressError
 from lattica.path import addresses as text
 from lattica.path.scopes import Scope, scope_of
 from lattica.path.ways import Way, WayKind
+from lattica.reach.contacts import MANY
 from lattica.reach.messages import MAX_ADDRESSES, News
 from lattica.reach.nat import NatObserver
 from lattica.reach.report import Mapping, NatReport, public_endpoint
@@ -61,6 +62,11 @@ class Candidates:
             local = self._bound()[0]
             self.observer.observed(remote, way.observed, local, self._now())
 
+    def confirm(self, way: Way, remote: str) -> None:
+        """A way still works, so this peer is where its other end last saw it."""
+        if way.is_alive and way.observed:
+            self.observer.confirmed(remote, way.observed, self._now())
+
     def seen_from(self, observed: str) -> None:
         """Somebody sees this peer at a `host:port`, by whatever protocol."""
         host = _host(observed)
@@ -75,6 +81,10 @@ class Candidates:
         scheme, where = text.split_scheme(address)
         if scheme == text.UDP and public_endpoint(where) is not None:
             self.observer.contacted(where, self._now())
+
+    def sprayed(self, host: str) -> None:
+        """Something was sent to many ports of a host: none of them is a stranger's."""
+        self.observer.contacted(text.join(host, MANY), self._now())
 
     def direct(self) -> tuple[str, ...]:
         """All that may be tried directly, best first."""

@@ -114,6 +114,16 @@ class NatObserver:
         self._seen[remote] = _Observation(party, here, now, now, self._order)
         self._compare()
 
+    def confirmed(self, remote: str, seen: str, now: float) -> None:
+        """The mapping that `remote` saw still carries packets: its word is as good as new.
+
+        This makes no news: a word that counts no more is not taken up again.
+        """
+        self._now = max(self._now, now)
+        known = self._seen.get(remote)
+        if known is not None and text.join(*known.seen) == seen:
+            known.last = now
+
     def contacted(self, remote: str, now: float) -> None:
         """We sent to `remote`; its port is 0 if we sent to many ports of that host."""
         self._now = max(self._now, now)

@@ -121,6 +121,8 @@ class Puncher:
         """Knock on ports of the other end's NAT, the likeliest first."""
         async with self._room:
             hosts = guess_hosts(theirs.report, await vouch())[:1]
+            for host in hosts:
+                self._candidates.sprayed(host)
             while hosts and spray.due < NEVER:
                 await self._sleep_until(spray.due)
                 datagram = steering.spray(self._now(), self._punch.patience)

@@ -66,6 +66,7 @@ class Reach:
         """
         settings = config or Config()
         self._config = settings.reach
+        self._confirm_every = settings.nat.confirm_every
         self._rpc = rpc
         self._endpoint = endpoint
         self._path = path
@@ -242,9 +243,13 @@ class Reach:
     async def _look(self) -> None:
         """Until cancelled: notice new addresses, and keep the forwarder's house in order."""
         version = self.candidates.observer.version
+        confirm_at = self._now()
         while True:
             await anyio.sleep(CHECK_EVERY)
             self.forwarder.check()
+            if self._now() >= confirm_at:
+                confirm_at = self._now() + self._confirm_every
+                self.upgrades.confirm()
             _ = self.candidates.report
             if self.candidates.observer.version != version:
                 version = self.candidates.observer.version

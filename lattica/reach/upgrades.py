@@ -174,6 +174,13 @@ class Upgrades:
     def _seen(self, care: _Care, way: Way) -> None:
         self._candidates.note(way, care.link.path_of(way.address))
 
+    def confirm(self) -> None:
+        """Idle links are not probed; what their other ends said holds while they live."""
+        for care in self._cares.values():
+            ways = care.link.steering.ways if care.link.steering is not None else None
+            for way in () if ways is None else ways.all:
+                self._candidates.confirm(way, care.link.path_of(way.address))
+
     def _lost(self, care: _Care) -> None:
         if not care.is_rescuing:
             self._start(self._rescue, care)

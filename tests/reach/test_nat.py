@@ -139,6 +139,16 @@ def test_what_is_old_is_forgotten() -> None:
     assert observer.version > before
 
 
+def test_a_word_holds_while_its_way_works_but_is_not_taken_up_again() -> None:
+    observer = told((ONE, ME), (OTHER, ME), (THIRD, ME))
+    for remote in (ONE, OTHER):
+        observer.confirmed(remote, ME, 200.0)
+    assert observer.report(450.0).mapping is INDEPENDENT
+    observer.observed(ONE, MOVED, LOCAL, 450.0)
+    observer.confirmed(OTHER, ME, 451.0)
+    assert observer.report(451.0).public == (MOVED,)
+
+
 def test_a_rebooted_nat_is_noticed_by_the_first_word_and_believed_by_the_second() -> None:
     observer = told((ONE, ME), (OTHER, ME), (THIRD, ME))
     before = observer.version
