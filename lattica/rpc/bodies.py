@@ -9,13 +9,17 @@ from lattica.errors import FrameError
 from lattica.rpc import messages as m
 from lattica.rpc.channel import Channel
 from lattica.rpc.credit import CreditWindow
+from lattica.rpc.meter import Meter
 
 
 class BodySender:
     """Sends views, never more than the receiver's credit ahead. No copies here."""
 
-    def __init__(self, channel: Channel, header: m.Body, views: Sequence[memoryview]) -> None:
+    def __init__(
+        self, channel: Channel, header: m.Body, views: Sequence[memoryview], meter: Meter
+    ) -> None:
         self._channel = channel
+        self._meter = meter
         self._header = header
         self._views = [view for view in reversed(views) if view.nbytes]
         self._sent = 0
@@ -63,6 +67,7 @@ class BodySender:
                 self._views.append(view[room:])
                 view = view[:room]
             self._sent += view.nbytes
+            self._meter.bytes_out += view.nbytes
             channel.write(self._stream, view, end=not self._views, lent=True)
         if not self._views and channel.error is None:
             self.is_written = True
@@ -76,6 +81,7 @@ class BodyReceiver:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._done: Callable[[str], None] | None = None
+        self._meter: Meter | None = None
         self._sizes: Sequence[int] = ()
         self._total = 0
         self._stream = -1
@@ -100,14 +106,17 @@ class BodyReceiver:
         self,
         sizes: Sequence[int],
         done: Callable[[str], None],
+        meter: Meter,
         into: Sequence[memoryview] = (),
     ) -> None:
-        """The message that the body belongs to has arrived.
+        """The message that the body belongs to has arrived. `meter` counts the bytes.
 
         `done("")` is called once all has arrived, `done(reason)` if it will not. `into` has a
         view of just its size for each buffer: bytes are written there as they come.
         """
         self._sizes, self._total, self._done = sizes, sum(sizes), done
+        self._meter = meter
+        meter.bytes_in += self._arrived
         if into and self._arrived <= self._total:
             self._targets = list(into)
             early, self._data = self._data, bytearray()
@@ -128,6 +137,8 @@ class BodyReceiver:
     def feed(self, data: bytes, end: bool) -> None:
         """See `Sink`."""
         self._arrived += len(data)
+        if self._meter is not None:
+            self._meter.bytes_in += len(data)
         self._ended = end
         if self._arrived > self._granted:
             raise FrameError("more bytes than the credit given")

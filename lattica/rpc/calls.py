@@ -25,6 +25,7 @@ from lattica.rpc.context import trace_id
 from lattica.rpc.failures import to_error
 from lattica.rpc.interface import Sink
 from lattica.rpc.items import ItemReader
+from lattica.rpc.meter import CalledMeter
 from lattica.rpc.methods import MethodSpec
 from lattica.rpc.sweep import Sweep
 from lattica.rpc.uploads import Upload
@@ -41,14 +42,18 @@ class Pending:
         "into",
         "items",
         "landed",
+        "meter",
         "result",
         "sender",
     )
 
-    def __init__(self, call: int, future: asyncio.Future[Any], deadline: float) -> None:
+    def __init__(
+        self, call: int, future: asyncio.Future[Any], deadline: float, meter: CalledMeter
+    ) -> None:
         self.call = call
         self.future = future
         self.deadline = deadline
+        self.meter = meter
         self.into: tuple[memoryview, ...] = ()  # where the buffers of the result go
         self.landed = False  # they arrived there
         self.sender: BodySender | None = None
@@ -78,6 +83,7 @@ class Calls:
         self._tasks = tasks
         self._encoder = channel.encoder
         self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
         self._sweep = Sweep(self._expire)
         self._next = 0
         self._written = 0  # calls below this id went to the link
@@ -87,9 +93,17 @@ class Calls:
         return len(self._pending)
 
     async def call(
-        self, service: str, method: MethodSpec, arguments: Any, deadline: float, left: float
+        self,
+        service: str,
+        method: MethodSpec,
+        arguments: Any,
+        deadline: float,
+        left: float,
+        meter: CalledMeter,
     ) -> Any:
         """Run a unary call. `left` is how far away the deadline is, or was a moment ago.
+
+        `meter` counts its bytes, here and in the other kinds of calls.
 
         Raises:
             RpcError: see `lattica.errors`.
@@ -97,7 +111,7 @@ class Calls:
         if self._channel.is_full:
             await self._room(deadline)
             left = deadline - self._loop.time()
-        pending = self._start(service, method, arguments, deadline, left)
+        pending = self._start(service, method, arguments, deadline, left, meter)
         pending.into = method.into
         try:
             outcome = await pending.future  # bounded: see `_expire`
@@ -105,6 +119,7 @@ class Calls:
             self._close(pending, settled=False)
             raise
         if type(outcome) is m.Result:
+            meter.bytes_in += len(outcome.value)
             if pending.body is None and pending.sender is None and not method.into:
                 try:
                     return method.result_decoder.unpack(outcome.value)
@@ -116,7 +131,13 @@ class Calls:
         raise self._error(outcome, method)
 
     async def upload(
-        self, service: str, method: MethodSpec, arguments: Any, source: Any, deadline: float
+        self,
+        service: str,
+        method: MethodSpec,
+        arguments: Any,
+        source: Any,
+        deadline: float,
+        meter: CalledMeter,
     ) -> Any:
         """Run a call that sends the items of `source` and returns one value.
 
@@ -126,7 +147,7 @@ class Calls:
         if self._channel.is_full:
             await self._room(deadline)
         left = deadline - self._loop.time()
-        pending = self._start(service, method, arguments, deadline, left)
+        pending = self._start(service, method, arguments, deadline, left, meter)
         upload = self._upload(pending, method, source)
         settled = False
         try:
@@ -138,27 +159,40 @@ class Calls:
         if upload.error is not None:
             raise upload.error
         if type(outcome) is m.Result:
+            meter.bytes_in += len(outcome.value)
             return self._decode(method, outcome, pending)
         raise self._error(outcome, method)
 
     def _upload(self, pending: Pending, method: MethodSpec, source: Any) -> Upload:
         assert method.upload_items is not None
         items = method.upload_items
-        upload = Upload(self._channel, self._encoder, pending.call, items, source)
+        meter = pending.meter
+        upload = Upload(self._channel, self._encoder, pending.call, items, source, meter)
         upload.start(self._tasks)
         return upload
 
     async def start_stream(
-        self, service: str, method: MethodSpec, arguments: Any, deadline: float, source: Any = None
+        self,
+        service: str,
+        method: MethodSpec,
+        arguments: Any,
+        source: Any,
+        deadline: float,
+        meter: CalledMeter,
+        began: float,
     ) -> OpenStream:
-        """Start a call whose items are then read from the result; `source` makes those to send."""
+        """Start a call whose items are then read from the result; `source` makes those to send.
+
+        `meter` is told of its end, which counts from `began`.
+        """
         if self._channel.is_full:
             await self._room(deadline)
         left = deadline - self._loop.time()
-        pending = self._start(service, method, arguments, deadline, left)
-        pending.items = ItemReader(self._channel, method.result_items)
+        pending = self._start(service, method, arguments, deadline, left, meter)
+        pending.items = ItemReader(self._channel)
+        pending.items.begin(method.result_items, meter)
         upload = self._upload(pending, method, source) if method.upload is not None else None
-        return OpenStream(self, method, pending, upload)
+        return OpenStream(self, method, pending, upload, began)
 
     async def _room(self, deadline: float) -> None:
         try:
@@ -170,7 +204,13 @@ class Calls:
             raise lost_call(error, may_have_run=False) from None
 
     def _start(
-        self, service: str, method: MethodSpec, arguments: Any, deadline: float, left: float
+        self,
+        service: str,
+        method: MethodSpec,
+        arguments: Any,
+        deadline: float,
+        left: float,
+        meter: CalledMeter,
     ) -> Pending:
         channel = self._channel
         if channel.error is not None:
@@ -182,17 +222,20 @@ class Calls:
         message = m.Call(call, service, method.name, left, arguments, (), False, trace)
         try:
             views: Sequence[memoryview] = ()
-            if not channel.post(message):
+            if nbytes := channel.post(message):
+                meter.bytes_out += nbytes - meter.around - m.size_of_id(call) - len(trace)
+            else:
                 value, views, spilled = packed = self._encoder.pack(arguments)
                 channel.send(
                     m.Call(call, service, method.name, left, value, packed.sizes, spilled, trace)
                 )
+                meter.bytes_out += len(value)
         except ENCODE_ERRORS as error:
             raise BadArgumentsError(f"{method.name}(): {error}") from None
         self._next = call + 1
-        pending = self._pending[call] = Pending(call, self._loop.create_future(), deadline)
+        pending = self._pending[call] = Pending(call, self._loop.create_future(), deadline, meter)
         if views:
-            pending.sender = BodySender(channel, m.Body(call, False), views)
+            pending.sender = BodySender(channel, m.Body(call, False), views, meter)
             channel.start_body(pending.sender)
         if deadline < self._sweep.armed:
             self._sweep.arm(deadline)
@@ -275,7 +318,8 @@ class Calls:
         def done(problem: str) -> None:
             pending.settle(StreamTruncatedError(problem) if problem else message)
 
-        pending.body.announce(message.sizes, done, self._landing(pending, message))
+        into = self._landing(pending, message)
+        pending.body.announce(message.sizes, done, pending.meter, into)
 
     def _landing(self, pending: Pending, message: m.Result) -> list[memoryview]:
         """Where the buffers of a result go as they arrive, if each has its destination."""
@@ -331,7 +375,12 @@ class OpenStream:
     """The consumer's end of an item stream."""
 
     def __init__(
-        self, calls: Calls, method: MethodSpec, pending: Pending, upload: Upload | None
+        self,
+        calls: Calls,
+        method: MethodSpec,
+        pending: Pending,
+        upload: Upload | None,
+        began: float,
     ) -> None:
         assert pending.items is not None
         self._calls = calls
@@ -339,6 +388,7 @@ class OpenStream:
         self._pending = pending
         self._items = pending.items
         self._upload = upload
+        self._began = began
         self.is_open = True
 
     async def next(self) -> list[Any] | None:
@@ -352,20 +402,32 @@ class OpenStream:
         got = await self._items.next()
         if type(got) is list:
             return got
-        self._finish(settled=isinstance(got, m.End | m.Failure))
-        if self._upload is not None:
-            await self._upload.close()
-            if self._upload.error is not None:
-                raise self._upload.error
-        if isinstance(got, m.End):
-            return None
-        assert isinstance(got, m.Failure | LatticaError)
-        raise self._calls._error(got, self._method)
+        if not self._finish(settled=isinstance(got, m.End | m.Failure)):
+            return None  # closed while this waited
+        try:
+            if self._upload is not None:
+                await self._upload.close()
+                if self._upload.error is not None:
+                    raise self._upload.error
+            if not isinstance(got, m.End):
+                assert isinstance(got, m.Failure | LatticaError)
+                raise self._calls._error(got, self._method)
+        except BaseException as error:
+            self._count(type(error).__name__)
+            raise
+        self._count()
+        return None
 
     def close(self) -> None:
         """Want no more; the handler is cancelled."""
-        if self.is_open:
-            self._finish(settled=False)
+        if self._finish(settled=False):
+            self._count(asyncio.CancelledError.__name__)
+
+    def _count(self, kind: str = "") -> None:
+        meter = self._pending.meter
+        if kind:
+            meter.failed(kind)
+        meter.took(self._calls.now() - self._began)
 
     async def aclose(self) -> None:
         """The same, and wait until the caller's own iterator of items has cleaned up."""
@@ -373,9 +435,13 @@ class OpenStream:
         if self._upload is not None:
             await self._upload.close()
 
-    def _finish(self, *, settled: bool) -> None:
+    def _finish(self, *, settled: bool) -> bool:
+        """Let go of all that the stream holds; False if that was done before."""
+        if not self.is_open:
+            return False
         self.is_open = False
         self._calls._close(self._pending, settled)
         self._items.abandon()
         if self._upload is not None:
             self._upload.stop()
+        return True

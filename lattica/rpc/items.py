@@ -15,6 +15,7 @@ from lattica.rpc.codec import DECODE_ERRORS, ENCODE_ERRORS, Encoder
 from lattica.rpc.credit import CreditWindow
 from lattica.rpc.framing import PREFIX, frame
 from lattica.rpc.itemtypes import Arrived, ItemType
+from lattica.rpc.meter import Meter
 from lattica.rpc.regions import Region
 
 YIELD_EVERY = 32 * 1024  # bytes after which a producer that never waits lets others run
@@ -34,8 +35,12 @@ class ItemWriter:
 
     is_written = False  # it is a channel's source only until then
 
-    def __init__(self, channel: Channel, header: m.Items, encoder: Encoder, kind: ItemType) -> None:
+    def __init__(
+        self, channel: Channel, header: m.Items, encoder: Encoder, kind: ItemType, meter: Meter
+    ) -> None:
+        """`meter` counts the bytes that go to the link."""
         self._channel = channel
+        self._meter = meter
         self._encoder = encoder
         self._kind = kind
         self._loop = asyncio.get_running_loop()
@@ -111,6 +116,7 @@ class ItemWriter:
         await self._put(memoryview(frame(_encode(last))))
         self._scheduled = True
         self._closed = True
+        self._meter.bytes_out += len(self._out)
         self._channel.write(self._stream, self._out, end=True)
         self._channel.close_source(self._stream)
 
@@ -177,6 +183,7 @@ class ItemWriter:
     def _write(self, part: memoryview) -> None:
         if part.nbytes >= YIELD_EVERY:
             self._flush()
+            self._meter.bytes_out += part.nbytes
             # A copy: the producer may use its buffer again before the turn's end.
             self._channel.write(self._stream, bytes(part))
             return
@@ -200,17 +207,17 @@ class ItemWriter:
     def _flush(self) -> None:
         if self._out:
             out, self._out = self._out, bytearray()
+            self._meter.bytes_out += len(out)
             self._channel.write(self._stream, out)
 
 
 class ItemReader:
     """Holds what has arrived, at most a window ahead of what was taken."""
 
-    def __init__(
-        self, channel: Channel, kind: ItemType | None = None, *, is_early: bool = False
-    ) -> None:
-        """`is_early`: the call that the items belong to has not come yet; `begin` follows."""
-        self._kind = kind
+    def __init__(self, channel: Channel, *, is_early: bool = False) -> None:
+        """`is_early`: the call that the items belong to has not come yet. `begin` follows."""
+        self._kind: ItemType | None = None
+        self._meter: Meter | None = None
         self._is_early = is_early
         self._channel = channel
         self._window = CreditWindow(channel.window, channel.growth)
@@ -246,9 +253,11 @@ class ItemReader:
         self._attached = True
         self._stream = stream
 
-    def begin(self, kind: ItemType | None) -> None:
-        """The call has come, and says of which type the items are."""
+    def begin(self, kind: ItemType | None, meter: Meter) -> None:
+        """The call is known, and with it the type of the items. `meter` counts their bytes."""
         self._kind = kind
+        self._meter = meter
+        meter.bytes_in += self._arrived
         self._not_early()
 
     def _not_early(self) -> None:
@@ -263,6 +272,8 @@ class ItemReader:
         if self._closed:
             return
         self._arrived += len(data)
+        if self._meter is not None:
+            self._meter.bytes_in += len(data)
         if self._is_early:
             self._channel.count_early(len(data))
         if self._arrived > self._granted:

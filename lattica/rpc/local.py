@@ -8,7 +8,13 @@ import math
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Any
 
-from lattica.errors import BadResultError, CallCancelledError, DeadlineError, LatticaError
+from lattica.errors import (
+    BadResultError,
+    BusyError,
+    CallCancelledError,
+    DeadlineError,
+    LatticaError,
+)
 from lattica.identity.grants import MEMBER
 from lattica.identity.keys import PeerId
 from lattica.rpc.blocking import watched
@@ -103,6 +109,7 @@ class LocalCalls:
                     break
                 yield handler.spec.check_result(value)
         except GeneratorExit:
+            handler.meter.failed(CallCancelledError.__name__)
             raise
         except BaseException as error:  # noqa: BLE001 - mapped as over a link
             raise self._mapped(handler, error, upload) from error.__cause__
@@ -148,7 +155,8 @@ class LocalCalls:
     async def _enter(self, handler: Handler, deadline: float) -> float:
         """Wait for a place, as calls of others do; when that began."""
         admission, share, now = self._registry.admission, self._share, self._now()
-        handler.meter.calls += 1
+        meter = handler.meter
+        meter.calls += 1
         if admission.enter(handler.gate, share):
             return now
         waiter = _Waiter()
@@ -162,10 +170,15 @@ class LocalCalls:
                 self._leave(handler, now, self._now())
             else:
                 admission.withdraw(handler.gate, share, waiter)
+                meter.took(self._now() - now)
             if isinstance(error, TimeoutError):
+                meter.failed(DeadlineError.__name__)
                 raise DeadlineError("the deadline passed before it was the call's turn") from None
+            meter.failed(CallCancelledError.__name__)
             raise
         if not has_place:
+            meter.failed(BusyError.__name__)
+            meter.took(self._now() - now)
             raise self._registry.busy(handler, self._now())
         return now
 
@@ -199,19 +212,23 @@ class LocalCalls:
     def _mapped(
         self, handler: Handler, error: BaseException, upload: LocalUpload | None
     ) -> BaseException:
+        if isinstance(error, _OutOfTime):
+            outcome: BaseException
+            outcome = error = DeadlineError("the deadline passed before the call had an outcome")
+        elif isinstance(error, asyncio.CancelledError):
+            task, outcome = asyncio.current_task(), error
+            is_callers = task is None or task.cancelling()
+            error = CallCancelledError("the handler was cancelled")
+            if not is_callers:
+                outcome = self._as_remote(error)
+        elif isinstance(error, KeyboardInterrupt | GeneratorExit):
+            outcome = error
+        else:
+            outcome = self._as_remote(error)
+        handler.meter.failed(type(error).__name__)
         if upload is not None and upload.error is not None:
             return upload.error
-        if isinstance(error, _OutOfTime):
-            return DeadlineError("the deadline passed before the call had an outcome")
-        if isinstance(error, asyncio.CancelledError):
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                return error  # the caller's own
-            error = CallCancelledError("the handler was cancelled")
-        if isinstance(error, KeyboardInterrupt | GeneratorExit):
-            return error
-        handler.meter.failed(type(error).__name__)
-        return self._as_remote(error)
+        return outcome
 
     def _as_remote(self, error: BaseException) -> LatticaError:
         return to_error(to_failure(0, error, with_traceback=True), self._name)

@@ -102,6 +102,22 @@ class Ack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     received: Size
 
 
+AROUND_RESULT = 4  # bytes of a `Result` without buffers, beside its id and its value
+
+
+def around_call(service: str, method: str) -> int:
+    """Bytes of a `Call` without buffers, beside its id, its arguments and its trace id."""
+    empty = Call(0, service, method, 0.0, msgspec.Raw(b""))
+    return len(msgspec.msgpack.encode(empty)) - size_of_id(0)
+
+
+def size_of_id(call: int) -> int:
+    """Bytes of a call's id in a message."""
+    if call < 0x10000:
+        return 3 if call > 0xFF else 2 if call > 0x7F else 1
+    return 5 if call < 2**32 else 9
+
+
 Control = Hello | Call | Result | Failure | Cancel | Credit | Ack | Taken
 
 

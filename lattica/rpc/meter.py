@@ -19,7 +19,10 @@ def bounds() -> tuple[float, ...]:
 
 
 class Meter:
-    """Counters of one method, served or called. No locks: all is on the loop's thread."""
+    """Counters of one method, served or called. No locks: all is on the loop's thread.
+
+    Each call is counted in `calls` once, and once by `took`; between the two it is in flight.
+    """
 
     __slots__ = (
         "blocked",
@@ -34,11 +37,16 @@ class Meter:
     def __init__(self) -> None:
         self.calls = 0  # that were begun
         self.errors: Counter[str] = Counter()  # outcomes that were no value, by kind
-        self.bytes_in = 0
+        self.bytes_in = 0  # those of data streams as they come and go
         self.bytes_out = 0
         self.seconds = 0.0  # that all calls took together
         self.blocked = 0.0  # the longest that a handler kept the event loop, in seconds
         self.buckets = [0] * BUCKETS
+
+    @property
+    def in_flight(self) -> int:
+        """Calls without an outcome."""
+        return self.calls - sum(self.buckets)
 
     def took(self, seconds: float) -> None:
         """A call had its outcome after `seconds`."""
@@ -54,3 +62,14 @@ class Meter:
         if kind not in self.errors and len(self.errors) >= MAX_KINDS:
             kind = OTHER
         self.errors[kind] += 1
+
+
+class CalledMeter(Meter):
+    """That of a method called elsewhere."""
+
+    __slots__ = ("around",)
+
+    def __init__(self, around: int) -> None:
+        """`around`: bytes of a `Call` beside its id, its arguments and its trace id."""
+        super().__init__()
+        self.around = around

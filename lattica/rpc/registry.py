@@ -113,9 +113,8 @@ class Registry:
         return share
 
     def busy(self, handler: Handler, now: float) -> BusyError:
-        """The refusal of a call that found no place in the queue; counted."""
+        """The refusal of a call that found no place in the queue."""
         self.counters["refused:busy"] += 1
-        handler.meter.failed(BusyError.__name__)
         gate = handler.gate
         return BusyError(
             f"{gate.running} calls of {handler.name} are running and {gate.queued} waiting, as "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import math
 import time
@@ -18,7 +19,8 @@ from lattica.link.interface import Link, LinkHandler, Links
 from lattica.rpc.calls import OpenStream
 from lattica.rpc.dial import Dial
 from lattica.rpc.local import LocalCalls
-from lattica.rpc.meter import Meter, bounds
+from lattica.rpc.messages import around_call
+from lattica.rpc.meter import CalledMeter, bounds
 from lattica.rpc.methods import MethodSpec, methods_of
 from lattica.rpc.registry import Registry
 from lattica.rpc.retry import Retry, retried
@@ -39,7 +41,7 @@ class _Route:
         self.peer = peer
         self.service = service
         self.session: Session | None = None
-        self.meters: dict[str, Meter] = {}  # by method
+        self.meters: dict[str, CalledMeter] = {}  # by method
 
 
 class Rpc:
@@ -60,7 +62,7 @@ class Rpc:
         self._specs: dict[type[Any], dict[str, MethodSpec]] = {}
         self._sessions: dict[int, Session] = {}  # by the id() of its link
         self._dials: dict[PeerId, Dial] = {}
-        self._called: dict[str, Meter] = {}
+        self._called: dict[str, CalledMeter] = {}
         self._local = LocalCalls(self._registry, links.local, self.name)
         self._tasks: asyncio.TaskGroup
         self._now: Callable[[], float] = time.monotonic  # the loop's, once it runs
@@ -155,6 +157,7 @@ class Rpc:
         """
         if timeout is None:
             timeout = self.config.default_timeout
+        timeout = float(timeout)  # as which it is sent
         if stream_timeout is None:
             stream_timeout = math.inf
         once: UnaryOnce
@@ -173,7 +176,7 @@ class Rpc:
             f"{name} of {peer.short}",
             self._methods(service),
             unary,
-            functools.partial(self._stream, peer, name, timeout, stream_timeout),
+            functools.partial(self._stream, route, timeout, stream_timeout),
             functools.partial(self._upload, route, timeout, stream_timeout),
         )
         return cast(T, stub)
@@ -215,7 +218,8 @@ class Rpc:
                 if session is None:
                     session = await self._connect(route.peer, deadline)
                     timeout = deadline - self._now()
-            value = await session.calls.call(route.service, spec, arguments, deadline, timeout)
+            calls = session.calls
+            value = await calls.call(route.service, spec, arguments, deadline, timeout, meter)
         except BaseException as error:
             meter.failed(type(error).__name__)
             meter.took(self._now() - began)
@@ -223,8 +227,12 @@ class Rpc:
         meter.took(self._now() - began)
         return value
 
-    def _meter(self, route: _Route, spec: MethodSpec) -> Meter:
-        meter = self._called.setdefault(f"{route.service}.{spec.name}", Meter())
+    def _meter(self, route: _Route, spec: MethodSpec) -> CalledMeter:
+        name = f"{route.service}.{spec.name}"
+        meter = self._called.get(name)
+        if meter is None:
+            around = around_call(route.service, spec.name)
+            meter = self._called[name] = CalledMeter(around)
         route.meters[spec.name] = meter
         return meter
 
@@ -273,7 +281,7 @@ class Rpc:
                 return await self._local.call(name, spec, arguments, deadline, source)
             soon = min(deadline, began + timeout)
             session = self._find(peer) or await self._connect(peer, soon)
-            return await session.calls.upload(name, spec, arguments, source, deadline)
+            return await session.calls.upload(name, spec, arguments, source, deadline, meter)
         except BaseException as error:
             meter.failed(type(error).__name__)
             raise
@@ -282,21 +290,45 @@ class Rpc:
 
     async def _stream(
         self,
-        peer: PeerId,
-        name: str,
+        route: _Route,
         timeout: float,
         stream_timeout: float,
         spec: MethodSpec,
         arguments: Any,
         source: Any = None,
     ) -> OpenStream | AsyncGenerator[Any, None]:
-        self._check_running()
-        now = self._now()
-        deadline = now + stream_timeout
-        if peer == self.local:
-            return self._local.stream(name, spec, arguments, deadline, source)
-        session = self._find(peer) or await self._connect(peer, min(deadline, now + timeout))
-        return await session.calls.start_stream(name, spec, arguments, deadline, source)
+        began, peer, name = self._now(), route.peer, route.service
+        deadline = began + stream_timeout
+        meter = route.meters.get(spec.name) or self._meter(route, spec)
+        meter.calls += 1
+        try:
+            self._check_running()
+            if peer == self.local:
+                items = self._local.stream(name, spec, arguments, deadline, source)
+                return self._counted(items, meter, began)
+            soon = min(deadline, began + timeout)
+            session = self._find(peer) or await self._connect(peer, soon)
+            return await session.calls.start_stream(
+                name, spec, arguments, source, deadline, meter, began
+            )
+        except BaseException as error:
+            meter.failed(type(error).__name__)
+            meter.took(self._now() - began)
+            raise
+
+    async def _counted(
+        self, items: AsyncGenerator[Any, None], meter: CalledMeter, began: float
+    ) -> AsyncGenerator[Any, None]:
+        try:
+            async with contextlib.aclosing(items):
+                async for item in items:
+                    yield item
+        except BaseException as error:
+            is_left = isinstance(error, GeneratorExit)
+            meter.failed((asyncio.CancelledError if is_left else type(error)).__name__)
+            raise
+        finally:
+            meter.took(self._now() - began)
 
     def _check_running(self) -> None:
         if not self._running:

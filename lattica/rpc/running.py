@@ -17,7 +17,6 @@ from lattica.rpc.executors import Executors, start
 from lattica.rpc.failures import to_failure
 from lattica.rpc.incoming import incoming
 from lattica.rpc.items import ItemWriter, Stopped
-from lattica.rpc.methods import MethodSpec
 from lattica.rpc.runner import Rest
 from lattica.rpc.served import Served
 from lattica.rpc.uploads import produce
@@ -118,24 +117,21 @@ class Running:
 
     def _send(self, served: Served, value: Any) -> None:
         handler = served.handler
+        channel, call, meter = self._channel, served.call, handler.meter
         value = handler.spec.check_result(value)
-        handler.meter.bytes_out += self._result(served.call, handler.spec, value)
-
-    def _result(self, call: int, spec: MethodSpec, value: Any) -> int:
-        """Send a result; its bytes."""
-        channel = self._channel
         if channel.error is not None:
-            return 0
+            return
         try:
             if nbytes := channel.post(m.Result(call, value)):
-                return nbytes
+                meter.bytes_out += nbytes - m.AROUND_RESULT - m.size_of_id(call)
+                return
             packed = self._encoder.pack(value)
         except ENCODE_ERRORS as error:
-            raise BadResultError(f"{spec.name}(): {error}") from None
+            raise BadResultError(f"{handler.spec.name}(): {error}") from None
         channel.send(m.Result(call, packed.value, packed.sizes, packed.spilled))
+        meter.bytes_out += len(packed.value)
         if packed.views:
-            channel.start_body(BodySender(channel, m.Body(call, True), packed.views))
-        return len(packed.value) + sum(packed.sizes)
+            channel.start_body(BodySender(channel, m.Body(call, True), packed.views, meter))
 
     async def _stream(self, served: Served) -> None:
         handler, spec = served.handler, served.handler.spec
@@ -151,11 +147,12 @@ class Running:
                 source = self._executors.items(spec, handler.function, arguments)
                 served.work = source.done
             header = m.Items(served.call)
-            writer = ItemWriter(self._channel, header, self._encoder, spec.result_items)
+            items = spec.result_items
+            writer = ItemWriter(self._channel, header, self._encoder, items, handler.meter)
             await produce(source, writer)
             await writer.finish(m.End())
         except Stopped:
-            pass  # nobody is left to be told
+            served.failed(CallCancelledError.__name__)  # the `Cancel` itself may still come
         except BaseException as error:  # noqa: BLE001 - whatever user code raises is the outcome
             await self._broken(served, writer, error)
         finally:
@@ -184,7 +181,7 @@ class Running:
     def _failure(self, served: Served, error: BaseException) -> m.Failure:
         if isinstance(error, asyncio.CancelledError):
             error = CallCancelledError("the handler was cancelled")
-        served.handler.meter.failed(type(error).__name__)
+        served.failed(type(error).__name__)
         # A traceback tells of paths and code: for members only.
         members = bool(self._channel.link.remote.scopes)
         return to_failure(served.call, error, with_traceback=members)

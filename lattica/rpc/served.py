@@ -41,6 +41,7 @@ class Served:
         "call",
         "deadline",
         "handler",
+        "has_failed",
         "is_cancelled",
         "is_waiting",
         "items",
@@ -84,12 +85,19 @@ class Served:
         self.started = False  # it has a place, and its handler runs or is about to
         self.is_waiting = False
         self.is_cancelled = False
+        self.has_failed = False  # and is counted as such
 
     @property
     def context(self) -> CallContext:
         """What the handler may know."""
         remote = self.remote
         return CallContext(remote.peer, remote.scopes, remote.name, self.deadline, self.trace)
+
+    def failed(self, kind: str) -> None:
+        """Count an outcome that is no value; only the first that there is."""
+        if not self.has_failed:
+            self.has_failed = True
+            self.handler.meter.failed(kind)
 
     def body_done(self, problem: str) -> None:
         """All buffers have arrived, or will not."""
@@ -102,9 +110,3 @@ class Served:
     def refuse(self) -> None:
         """See `Waiting`."""
         self.owner.refuse(self)
-
-
-def size_of(message: m.Call) -> int:
-    """Bytes of a call's arguments."""
-    inline = len(memoryview(message.args))
-    return inline + sum(message.sizes) if message.sizes else inline

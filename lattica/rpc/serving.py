@@ -25,10 +25,11 @@ from lattica.rpc.channel import Channel
 from lattica.rpc.failures import to_failure
 from lattica.rpc.interface import Sink
 from lattica.rpc.items import ItemReader
+from lattica.rpc.meter import Meter
 from lattica.rpc.registry import Handler, Registry
 from lattica.rpc.runner import Runner
 from lattica.rpc.running import Running
-from lattica.rpc.served import Served, size_of
+from lattica.rpc.served import Served
 from lattica.rpc.sweep import Sweep
 
 STRANGER_BODY = 16 * MIB  # what a peer without scopes may send beside a call,
@@ -80,10 +81,23 @@ class Serving:
         self._last = message.call
         early = self._early.pop(message.call, None) if self._early else None
         items = self._early_items.pop(message.call, None) if self._early_items else None
-        nbytes = size_of(message)
+        inline = nbytes = len(message.args)
+        if message.sizes:
+            nbytes += sum(message.sizes)
+        now, remote = self._channel.now, self._remote
+        meter: Meter | None = None
         try:
-            handler, arguments = self._admit(message, nbytes)
+            handler = self._registry.find(
+                message.service, message.method, remote.peer, remote.scopes, local=False
+            )
+            meter = handler.meter
+            meter.calls += 1
+            meter.bytes_in += inline
+            arguments = self._admit(handler, message, nbytes)
         except LatticaError as error:
+            if meter is not None:
+                meter.failed(type(error).__name__)
+                meter.took(self._now() - now)
             if early is not None:
                 early.abandon(m.REFUSED)
             if items is not None:
@@ -91,7 +105,6 @@ class Serving:
             self._channel.send(to_failure(message.call, error, with_traceback=False))
             return
         timeout = message.timeout if message.timeout > 0 else 0.0  # NaN as well
-        now, remote = self._channel.now, self._remote
         deadline = now + timeout
         trace = message.trace
         served = Served(self, message.call, handler, remote, nbytes, now, deadline, trace)
@@ -100,7 +113,7 @@ class Serving:
         self.held += nbytes
         if handler.spec.upload is not None:
             served.items = items or ItemReader(self._channel)
-            served.items.begin(handler.spec.upload_items)
+            served.items.begin(handler.spec.upload_items, handler.meter)
         elif items is not None:
             items.abandon(m.REFUSED)
         if deadline < self._sweep.armed:
@@ -110,7 +123,7 @@ class Serving:
             args = message.args.copy()
             served.message = m.Call(message.call, "", "", 0.0, args, message.sizes, message.spilled)
             served.body = early or BodyReceiver(self._channel)
-            served.body.announce(message.sizes, served.body_done)
+            served.body.announce(message.sizes, served.body_done, handler.meter)
             return
         if early is not None:
             raise FrameError("a body for a call without one")
@@ -128,6 +141,9 @@ class Serving:
             views, served.body = served.body.views(), None
             served.arguments = self._decode(message, served.handler, views)
         except BadArgumentsError as error:
+            # A body is only given up by a caller that cancels: its `Cancel` is on its way.
+            kind = CallCancelledError if problem else BadArgumentsError
+            served.failed(kind.__name__)
             self._end(served)
             self._channel.send(to_failure(message.call, error, with_traceback=False))
         else:
@@ -178,7 +194,7 @@ class Serving:
         if served is None or served.is_cancelled:
             return
         served.is_cancelled = True
-        served.handler.meter.failed(kind)
+        served.failed(kind)
         if served.task is not None:
             served.task.cancel()
         else:
@@ -206,11 +222,9 @@ class Serving:
 
     # ---------------------------------------------------------------- admission
 
-    def _admit(self, message: m.Call, nbytes: int) -> tuple[Handler, Any]:
+    def _admit(self, handler: Handler, message: m.Call, nbytes: int) -> Any:
+        """The arguments of a call that may run, None while their buffers are awaited."""
         remote, config = self._remote, self._channel.config
-        handler = self._registry.find(
-            message.service, message.method, remote.peer, remote.scopes, local=False
-        )
         member = bool(remote.scopes)
         calls = config.max_calls_per_peer
         if len(self._calls) >= (calls if member else min(calls, STRANGER_CALLS)):
@@ -229,9 +243,7 @@ class Serving:
             raise self._busy(f"{self.held} bytes of {remote.peer.short} are in use")
         if self._admission.is_hopeless(handler.gate, self._share):
             raise self._registry.busy(handler, self._now())
-        if not message.sizes:
-            return handler, self._decode(message, handler, ())
-        return handler, None
+        return None if message.sizes else self._decode(message, handler, ())
 
     def _busy(self, reason: str) -> BusyError:
         self._registry.counters["refused:busy"] += 1
@@ -243,7 +255,6 @@ class Serving:
             return spec.args_decoder.unpack(message.args, views, message.spilled)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             self._registry.counters["refused:bad_arguments"] += 1
-            handler.meter.failed(BadArgumentsError.__name__)
             raise spec.bad_arguments(str(error)) from None
 
     # ---------------------------------------------------------------- running
@@ -251,8 +262,6 @@ class Serving:
     def _run(self, served: Served) -> None:
         """Start the call, or let it wait for its turn."""
         handler = served.handler
-        handler.meter.calls += 1
-        handler.meter.bytes_in += served.nbytes
         if self._admission.enter(handler.gate, self._share):
             self._start(served)
             return
@@ -270,6 +279,7 @@ class Serving:
     def refuse(self, served: Served) -> None:
         """A call found no place, or lost it to one of a peer that has fewer."""
         served.is_waiting = False
+        served.failed(BusyError.__name__)
         self._end(served)
         error = self._registry.busy(served.handler, self._now())
         self._channel.send(to_failure(served.call, error, with_traceback=False))
@@ -288,8 +298,10 @@ class Serving:
                 self._leave(served)
             else:  # its thread goes on, or its process still ends
                 served.work.add_done_callback(lambda _: self._leave(served))
-        elif served.is_waiting:
-            self._admission.withdraw(served.handler.gate, self._share, served)
+        else:
+            served.handler.meter.took(self._now() - served.arrived)
+            if served.is_waiting:
+                self._admission.withdraw(served.handler.gate, self._share, served)
         if served.body is not None:
             served.body.abandon()
         if served.items is not None:

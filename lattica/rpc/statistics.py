@@ -16,17 +16,18 @@ from lattica.rpc.meter import Meter, bounds
 class MethodStats(msgspec.Struct, frozen=True, kw_only=True):
     """One method, served or called, since the `Rpc` was made. Sizes in bytes, times in seconds.
 
-    `buckets` are a histogram of what calls took from their arrival to their outcome,
-    time in the queue included: `buckets[i]` calls took less than `RpcStats.bounds[i]`, and not less
-    than the bound before it; the last bucket has no upper bound.
+    `buckets` are a histogram of what calls took from their arrival (of a called method: from
+    their first step) to their outcome or their last item, time in the queue included:
+    `buckets[i]` calls took less than `RpcStats.bounds[i]`, and not less than the bound before
+    it; the last bucket has no upper bound.
     """
 
-    calls: int  # that were begun
+    calls: int  # that were begun; of a served method also those that it then refused
     in_flight: int  # those of them without an outcome; for a served method, until it is over
     queued: int  # those of `in_flight` that wait for a place here
-    errors: dict[str, int]  # outcomes that were no value, by the error's class
-    bytes_in: int  # arguments of a served method, results of a called one
-    bytes_out: int
+    errors: dict[str, int]  # outcomes that were no value, by the error's class; each call once
+    bytes_in: int  # arguments of a served method, results of a called one; items that came
+    bytes_out: int  # the reverse. Items count with their framing, calls of a peer to itself not
     seconds: float  # that all calls with an outcome took together
     buckets: tuple[int, ...]
     blocked: float  # the longest that a handler kept the event loop
@@ -69,18 +70,18 @@ class RpcStats(msgspec.Struct, frozen=True, kw_only=True):
 
 def served_stats(meter: Meter, gate: Gate[Any]) -> MethodStats:
     """Of a method served here."""
-    return _stats(meter, in_flight=gate.running + gate.queued, queued=gate.queued)
+    return _stats(meter, queued=gate.queued)
 
 
 def called_stats(meter: Meter) -> MethodStats:
     """Of a method called elsewhere."""
-    return _stats(meter, in_flight=meter.calls - sum(meter.buckets), queued=0)
+    return _stats(meter, queued=0)
 
 
-def _stats(meter: Meter, *, in_flight: int, queued: int) -> MethodStats:
+def _stats(meter: Meter, *, queued: int) -> MethodStats:
     return MethodStats(
         calls=meter.calls,
-        in_flight=in_flight,
+        in_flight=meter.in_flight,
         queued=queued,
         errors=dict(meter.errors),
         bytes_in=meter.bytes_in,

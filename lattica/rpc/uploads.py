@@ -12,6 +12,7 @@ from lattica.rpc.codec import Encoder
 from lattica.rpc.failures import to_failure
 from lattica.rpc.items import ItemWriter, Stopped
 from lattica.rpc.itemtypes import ItemType
+from lattica.rpc.meter import Meter
 
 CLEAN_UP = 1.0  # seconds that the caller's iterator has to clean up before the call returns
 
@@ -25,7 +26,13 @@ class Upload:
     """
 
     def __init__(
-        self, channel: Channel, encoder: Encoder, call: int, kind: ItemType, source: Any
+        self,
+        channel: Channel,
+        encoder: Encoder,
+        call: int,
+        kind: ItemType,
+        source: Any,
+        meter: Meter,
     ) -> None:
         self.error: BaseException | None = None
         self._channel = channel
@@ -33,6 +40,7 @@ class Upload:
         self._call = call
         self._kind = kind
         self._source = source
+        self._meter = meter
         self._task: asyncio.Task[None] | None = None
         self._over = False
 
@@ -71,7 +79,7 @@ class Upload:
         if self._channel.error is None:
             header = m.Items(self._call, False)
             try:
-                return ItemWriter(self._channel, header, self._encoder, self._kind)
+                return ItemWriter(self._channel, header, self._encoder, self._kind, self._meter)
             except LinkLostError:
                 pass  # the call's own outcome tells
         raise Stopped
