@@ -151,9 +151,7 @@ class RelayBusyError(RelayError):
         retry_after: seconds after which it is worth trying again.
     """
 
-    def __init__(self, message: str, *, retry_after: float) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+    retry_after: float = 0.0
 
 
 class LinkLostError(LinkError):

@@ -153,10 +153,11 @@ class Register:
 
     def _busy(self, why: str, after: float = 0.0) -> RelayBusyError:
         after = max(after, self._config.retry_after)
-        return RelayBusyError(
-            f"the relay is busy: {why}; try another relay, or this one in {after:.0f} s",
-            retry_after=after,
+        error = RelayBusyError(
+            f"the relay is busy: {why}; try another relay, or this one in {after:.0f} s"
         )
+        error.retry_after = after
+        return error
 
     def _party(self, peer: PeerId) -> Party:
         party = self._parties.get(peer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback as tracebacks
 
-from lattica.errors import BusyError, LatticaError, RemoteError
+from lattica.errors import BusyError, LatticaError, RelayBusyError, RemoteError
 from lattica.rpc.messages import Failure
 
 MAX_MESSAGE = 4096  # characters
@@ -21,7 +21,7 @@ def to_failure(call: int, error: BaseException, *, with_traceback: bool) -> Fail
     text = ""
     if with_traceback and error.__traceback__ is not None:
         text = "".join(tracebacks.format_exception(error))[-MAX_TRACEBACK:]
-    retry_after = error.retry_after if isinstance(error, BusyError) else 0.0
+    retry_after = error.retry_after if isinstance(error, BusyError | RelayBusyError) else 0.0
     return Failure(
         call,
         _clean(f"{kind.__module__}.{kind.__qualname__}"[:MAX_MESSAGE]),
@@ -43,6 +43,8 @@ def to_error(failure: Failure, peer: str) -> LatticaError:
         error = BusyError(failure.message, retry_after=max(0.0, failure.retry_after))
     elif kind is not None and _takes_a_message(kind):
         error = kind(failure.message)
+        if isinstance(error, RelayBusyError):
+            error.retry_after = max(0.0, failure.retry_after)
     else:
         type_name = failure.type_name.removeprefix("builtins.")
         error = RemoteError(peer, type_name, failure.message, failure.traceback)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -9,6 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lattica.errors import NoReservationError, RelayBusyError, RelayError
 from lattica.reach import forwarding as f
+from lattica.rpc import failures
+from lattica.rpc.messages import Failure
 from tests.reach.relay_bench import Bench, Link, frame, name_of, place
 
 # ---------------------------------------------------------------- frames between two ends
@@ -218,6 +221,16 @@ def test_reservations_are_bounded_and_the_answer_tells_when_to_come_back() -> No
     bench.wait(61.0)
     bench.relay.reserve(bench.peers[4])
     assert bench.relay.load.reservations == 1
+
+
+def test_a_caller_is_told_when_to_come_back() -> None:
+    bench = Bench(max_reservations=0, retry_after=7.0)
+    with pytest.raises(RelayBusyError) as refused:
+        bench.relay.reserve(bench.peers[0])
+    failure = failures.to_failure(1, refused.value, with_traceback=False)
+    told = failures.to_error(msgspec.convert(msgspec.to_builtins(failure), Failure), "relay")
+    assert isinstance(told, RelayBusyError)
+    assert (str(told), told.retry_after) == (str(refused.value), 7.0)
 
 
 def test_sessions_are_bounded_in_total() -> None:
