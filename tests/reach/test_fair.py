@@ -181,6 +181,49 @@ def test_an_idle_pair_may_burst() -> None:
     assert bench.give(name_of(0), 0, [1000] * 50) == 50
 
 
+def test_a_pair_may_burst_again_when_the_others_have_gone_quiet() -> None:
+    bench, _ = crowd(100)
+    for pair in range(100):
+        assert bench.give(name_of(pair), 2 * pair, [100]) == 1
+    bench.wait(0.5)
+    assert bench.give(name_of(0), 0, [1000] * 50) < 15
+    bench.wait(4.0)
+    assert bench.give(name_of(0), 0, [1000] * 50) == 50
+
+
+def test_a_closed_session_has_no_part_in_the_rate() -> None:
+    bench, _ = crowd(100)
+    for pair in range(100):
+        assert bench.give(name_of(pair), 2 * pair, [100]) == 1
+    for pair in range(1, 100):
+        bench.relay.close(name_of(pair), bench.peers[2 * pair])
+    bench.now += 0.5
+    assert bench.give(name_of(0), 0, [1000] * 50) == 50
+
+
+def test_sessions_that_come_and_go_leave_nothing_owed() -> None:
+    """What they had and did not use is the next one's."""
+    bench = Bench(2, rate=1000.0, rate_per_peer=1000.0, burst=20_000, min_burst=8_000)
+    for session in range(20):
+        name = bench.link(0, 1, session)
+        assert bench.give(name, 0, [300]) == 1
+        bench.relay.close(name, bench.peers[0])
+
+
+def test_what_newcomers_are_lent_does_not_stop_those_who_were_there() -> None:
+    bench, _ = crowd(100, burst=2_000)
+    before = 0
+    for step in range(300):
+        if step == 100:
+            for pair in range(1, 100):
+                assert bench.give(name_of(pair), 2 * pair, [10]) == 1
+            before = bench.out
+        bench.now += 0.001
+        bench.give(name_of(0), 0, [1000] * 4)
+    # 800 kB were lent: half of what 0.2 s make pays for it.
+    assert (bench.out - before) * 1000 == pytest.approx(RATE * 0.2 / 2, rel=0.15)
+
+
 @pytest.mark.parametrize("size", [25, 255])
 def test_signs_of_life_pass_where_bulk_has_used_up_everything(size: int) -> None:
     _, load = crowd(2)
