@@ -110,7 +110,7 @@ async def test_what_a_link_gets_of_a_relay_at_its_limit() -> None:
 async def test_a_link_survives_while_others_use_up_the_relay() -> None:
     """Bulk from Alice takes all there is; Bob's beats and Alice's own still pass."""
     limits = RelayConfig(rate=200_000.0, rate_per_peer=200_000.0, burst=50_000, min_burst=16_000)
-    config = msgspec.structs.replace(AIOQUIC, dead_after=1.8)
+    config = msgspec.structs.replace(AIOQUIC, dead_after=1.8, far_dead_after=1.8)
     async with triangle(limits, config=config) as met:
         await seconds_for(met, BODY * 2)
         assert not met.alice.to(met.bob).lost
@@ -118,7 +118,9 @@ async def test_a_link_survives_while_others_use_up_the_relay() -> None:
 
 
 async def test_a_closed_session_carries_nothing_more() -> None:
-    config = msgspec.structs.replace(PATIENT, dead_after=1.0, heartbeat=0.2)
+    config = msgspec.structs.replace(
+        PATIENT, dead_after=1.0, heartbeat=0.2, far_dead_after=1.0, far_heartbeat=0.2
+    )
     async with triangle(config=config) as met:
         await seconds_for(met, b"before")
         met.forwarder.close(b"session1", met.bob.id)
