@@ -117,6 +117,8 @@ def plan(dialer: NatReport, acceptor: NatReport, config: PunchConfig | None = No
         return Punch(Method.NONE)
     if not _is_dependent(dialer) and not _is_dependent(acceptor):
         return Punch(Method.PLAIN)
+    if not dialer.public or not acceptor.public:
+        return Punch(Method.PLAIN)  # nobody has seen it, so there is nothing to aim at yet
     if _share_a_host(dialer, acceptor) and not _turns_round(dialer, acceptor):
         return Punch(Method.PLAIN)  # their own addresses lead to each other, or nothing does
     if _is_dependent(dialer) and _is_dependent(acceptor):
@@ -209,6 +211,8 @@ def _delay(known: NatReport, config: PunchConfig) -> float:
 
 
 def _expect_plain(dialer: NatReport, acceptor: NatReport) -> Expectation:
+    if not dialer.public or not acceptor.public:
+        return Expectation(None, "no peer has seen yet where one of the two is")
     if _share_a_host(dialer, acceptor):
         why = "both are behind the same public address"
         return Expectation(1.0 if _turns_round(dialer, acceptor) else None, why)

@@ -53,8 +53,8 @@ class Puncher:
     ) -> bool:
         """Try until a direct way carries the link or time is up; whether one does.
 
-        `vouch()` names the hosts at which somebody else has seen the other end: guesses go to
-        no others, for a peer's own word could send them to a third party.
+        `vouch()` names the hosts at which somebody else has seen the other end: guesses and what
+        further sockets send go to no others, for a peer's own word could name a third party's.
         """
         steering = link.steering
         if steering is None:
@@ -71,7 +71,7 @@ class Puncher:
         with anyio.move_on_after(limit):
             async with anyio.create_task_group() as tasks:
                 if side.sockets:
-                    tasks.start_soon(self._open_sockets, steering, openings, theirs)
+                    tasks.start_soon(self._open_sockets, steering, openings, theirs, vouch)
                 if side.guesses:
                     tasks.start_soon(self._guess, steering, spray, theirs, vouch)
                 while link.is_open and not is_direct(steering):
@@ -97,10 +97,16 @@ class Puncher:
             self._candidates.contacted(address)
             steering.offer(virtual, self._now(), patience=self._config.punch_time)
 
-    async def _open_sockets(self, steering: Steering, openings: Openings, theirs: News) -> None:
+    async def _open_sockets(
+        self, steering: Steering, openings: Openings, theirs: News, vouch: Vouch
+    ) -> None:
         """Give the other end many ports to find: each socket makes one in this end's NAT."""
-        extra, targets = self._path.extra, theirs.report.public[:1]
-        if extra is None or not targets:
+        extra = self._path.extra
+        if extra is None:
+            return
+        hosts = guess_hosts(theirs.report, await vouch())
+        targets = [each for each in theirs.report.public if text.split(each)[0] in hosts][:1]
+        if not targets:
             return
         numbers: list[int] = []
         async with self._room:

@@ -16,6 +16,9 @@ from lattica.identity.signed import Signed
 from lattica.link import beat, retry
 from lattica.link.proof import Proof, Role
 from lattica.path.probes import ProbeKeys, Prober
+from lattica.reach.messages import News, Order
+from lattica.reach.nat import Filtering, Mapping, NatReport, Ports
+from lattica.reach.plan import plan
 from lattica.rpc import messages as m
 from lattica.rpc.framing import frame
 from lattica.store.manifest import BlockRef, FileEntry, Manifest
@@ -63,11 +66,28 @@ def seeds() -> dict[str, list[bytes]]:
         "ticket": [ticket.encode().encode(), wire.encode(ticket)],
         "dht_replies": [wire.encode((seal(ONE, record),))],
         "dht_record": [wire.encode(record)],
+        "reach_news": _orders(),
         "store_update": _updates(),
         "store_value": [encode_value({"a": [1, 2.5, None, b"x", "y"], "b": True})],
         "store_manifest": [manifest.encode()],
         "store_exchange": _exchanges(grant),
     }
+
+
+def _orders() -> list[bytes]:
+    public = ("192.0.2.7:4000", "192.0.2.7:4100")
+    mapping, opened = Mapping.DEPENDENT, Filtering.OPEN
+    reports = [
+        NatReport(mapping, ports, opened, True, 30, True, public, 4000, 4000, 4100)
+        for ports in Ports
+    ]
+    other = NatReport(Mapping.INDEPENDENT, public=("192.0.2.8:4000",))
+    return [
+        wire.encode(
+            Order(plan(each, other), News(("192.0.2.7:1", "tcp:192.0.2.7:1"), (), (), each))
+        )
+        for each in reports
+    ]
 
 
 def _relayed(*frames: tuple[int, bytes]) -> bytes:

@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 from typing import Protocol, cast
 
 import msgspec
@@ -39,6 +40,9 @@ from lattica.path import tcp_frames as tcp
 from lattica.path.interface import PROBE, PROBE_REPLY, RELAY, Path
 from lattica.path.probes import ProbeKeys, Prober
 from lattica.path.relay import HEADER, RelayPath
+from lattica.reach.messages import Order
+from lattica.reach.nat import Mapping, NatReport, Ports, decode_report
+from lattica.reach.plan import guess_hosts, guesses, plan
 from lattica.rpc import failures
 from lattica.rpc import messages as rpc_messages
 from lattica.rpc.framing import FrameReader
@@ -240,6 +244,24 @@ def dht_record(data: bytes) -> None:
         pass
 
 
+def reach_news(data: bytes) -> None:
+    """Where a peer says it is and what its network does, and what it asks for; the plan of it."""
+    try:
+        order = wire.decode(data, Order)
+    except DECODE:
+        return
+    mine = NatReport(Mapping.DEPENDENT, Ports.RANDOM, public=("192.0.2.1:9",), latest=9)
+    theirs = order.news.report
+    for each in (order.punch, plan(mine, theirs), plan(theirs, mine)):
+        for side in (each.dialer, each.acceptor):
+            assert max(side.sockets, side.guesses, side.likely) <= 3000
+    ports = list(islice(guesses(theirs, 1), 50))
+    assert len(set(ports)) == 50
+    assert 1024 <= min(ports) <= max(ports) <= 65_535
+    assert not guess_hosts(theirs, ())
+    assert decode_report(wire.encode(theirs)) == theirs
+
+
 def store_update(data: bytes) -> None:
     """An update of a document, before pycrdt sees it."""
     try:
@@ -326,6 +348,7 @@ TARGETS: dict[str, Target] = {
         ticket,
         dht_replies,
         dht_record,
+        reach_news,
         store_update,
         store_value,
         store_manifest,

@@ -52,11 +52,12 @@ def lie(peer: LabPeer, victim: Victim, report: NatReport) -> None:
 
 
 @pytest.mark.parametrize("is_liar_dialing", [True, False])
+@pytest.mark.parametrize("kind", [PORT_RESTRICTED, SYMMETRIC_RANDOM])
 @pytest.mark.parametrize("is_guessed", [True, False])
 async def test_a_victims_address_gets_a_few_small_packets(
-    is_liar_dialing: bool, is_guessed: bool
+    is_liar_dialing: bool, is_guessed: bool, kind: str
 ) -> None:
-    """Also where the liar says that thousands of its ports would have to be guessed."""
+    """Also where thousands of its ports would have to be guessed, or sent to from many sockets."""
     lab = MemoryLab(seed=5)
     victim = Victim(lab)
     report = NatReport(public=(victim.address(),))
@@ -65,7 +66,7 @@ async def test_a_victims_address_gets_a_few_small_packets(
     async with (
         lab_relays(lab) as relays,
         lab_peer(lab_host(lab, SYMMETRIC_RANDOM), "liar", relays=relays) as liar,
-        lab_peer(lab_host(lab, PORT_RESTRICTED), "b", relays=relays) as b,
+        lab_peer(lab_host(lab, kind), "b", relays=relays) as b,
     ):
         await ready(liar, b)
         lie(liar, victim, report)

@@ -140,6 +140,13 @@ def test_two_sequences_meet_though_other_connections_took_ports(noise: int) -> N
 # ------------------------------------------------------------------ plans
 
 
+def test_nothing_is_guessed_or_opened_towards_a_place_that_nobody_has_seen() -> None:
+    for unseen in (NatReport(), NatReport(Mapping.DEPENDENT, Ports.RANDOM)):
+        for moving in (DEPENDENT, SEQUENTIAL, IN_BLOCK):
+            assert plan(moving, unseen) == plan(unseen, moving) == Punch(Method.PLAIN)
+            assert expectation(moving, unseen).probability is None
+
+
 @pytest.mark.parametrize("other", [NatReport(), FIXED, NatReport(Mapping.NONE)])
 def test_addresses_that_do_not_move_need_nothing_more(other: NatReport) -> None:
     assert plan(FIXED, other) == plan(other, FIXED) == Punch(Method.PLAIN)
