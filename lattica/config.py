@@ -224,6 +224,7 @@ class ActorsConfig(msgspec.Struct, frozen=True, kw_only=True):
     pipe_frame: int = 4 * 1024 * MIB  # largest message between host and worker
     stream_window: int = 16  # items a generator may be ahead of its consumer
     stop_grace: float = 1.0  # between asking a worker to end and killing it
+    suspect_patience: float = 3.0  # work goes elsewhere when its host has been suspect for so long
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

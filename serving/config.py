@@ -16,6 +16,7 @@ class ServingConfig(msgspec.Struct, frozen=True, kw_only=True):
     prefill_chunk: int = 256  # tokens per forward pass of a prompt
     hop_timeout: float = 4.0  # a stage must take over a step within this
     open_timeout: float = 5.0
+    suspect_patience: float = 1.0  # nothing is heard of a stage for so much too long: give it up
     token_timeout: float = 30.0  # no token for so long: the slowest stage is given up
     load_timeout: float = 60.0  # for a standby to take a span
     probe_timeout: float = 2.5  # for an entry of the roster to prove that it is alive

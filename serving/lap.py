@@ -13,6 +13,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from lattica.errors import BusyError, LatticaError, StreamTruncatedError
 from lattica.identity.keys import PeerId
+from lattica.rpc.doubts import Doubts
 from serving.background import background
 from serving.config import ServingConfig
 from serving.errors import ContextTooLongError, RequestError, ServingError
@@ -68,15 +69,18 @@ class Lap:
             RequestError: a token is not in the vocabulary.
         """
         send, receive = anyio.create_memory_object_stream[_Heard](math.inf)
+        patience = self._config.suspect_patience
         async with background() as tasks:
-            with send, receive:
+            with send, receive, Doubts(self._peer.rpc.links, patience) as doubts:
                 for opening in self._openings:
-                    tasks.start_soon(self._listen, opening, send.clone())
+                    tasks.start_soon(self._listen, opening, send.clone(), doubts)
                 await self._all_opened(receive)
                 await self._start(tokens)
                 yield self._tokens(receive, len(tokens))
 
-    async def _listen(self, opening: Opening, out: MemoryObjectSendStream[_Heard]) -> None:
+    async def _listen(
+        self, opening: Opening, out: MemoryObjectSendStream[_Heard], doubts: Doubts
+    ) -> None:
         """Pass on what one stage says, its end and its loss included."""
         index = opening.index
         stub = self._peer.client(
@@ -86,8 +90,9 @@ class Lap:
         end: LatticaError = StreamTruncatedError("the stage ended the session")
         with out, contextlib.suppress(anyio.BrokenResourceError):  # nobody listens any more
             try:
-                async for event in stream:
-                    out.send_nowait((index, event))
+                with doubts.waiting(self._route[index].peer):
+                    async for event in stream:
+                        out.send_nowait((index, event))
             except LatticaError as error:
                 end = error
             finally:

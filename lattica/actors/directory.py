@@ -14,6 +14,7 @@ from lattica.dht import Dht, dht_key
 from lattica.errors import LatticaError, UnknownPeerError
 from lattica.identity.keys import PeerId
 from lattica.link.interface import Link
+from lattica.link.supervision import PeerState
 from lattica.rpc import Rpc
 
 NODE = "node"
@@ -147,7 +148,12 @@ class Directory:
 
     def _present(self) -> list[NodeInfo]:
         now = self._clock.monotonic()
-        linked = {link.remote.peer for link in self._rpc.links.current()}
+        links = self._rpc.links
+        linked = {
+            link.remote.peer
+            for link in links.current()
+            if links.state(link.remote.peer) is not PeerState.SUSPECT
+        }
         others = [
             node
             for node in self._nodes

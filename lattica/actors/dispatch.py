@@ -26,6 +26,7 @@ from lattica.errors import (
 from lattica.identity import grants
 from lattica.identity.keys import PeerId
 from lattica.rpc import Rpc
+from lattica.rpc.doubts import Doubts
 
 FOREVER = float("inf")  # a call takes as long as it takes; a lost link ends it
 SETTLE_WITHIN = 2.0  # seconds in which an owner notices that a host is gone
@@ -66,12 +67,14 @@ class Dispatcher:
         self,
         rpc: Rpc,
         directory: Directory,
+        doubts: Doubts,
         local: Local,
         results: Results,
         tasks: anyio.abc.TaskGroup,
     ) -> None:
         self.rpc = rpc
         self.directory = directory
+        self.doubts = doubts
         self.results = results
         self.tasks = tasks
         self._local = local
@@ -273,7 +276,8 @@ class _Line:
 
     async def _run(self, call: Call, host: PeerId) -> None:
         try:
-            outcomes = await self._call(call, host)
+            with self._dispatcher.doubts.waiting(host):
+                outcomes = await self._call(call, host)
         except (CallLostError, LinkError, StreamTruncatedError) as error:
             ran = getattr(error, "may_have_run", isinstance(error, StreamTruncatedError))
             outcomes = self._unavailable(host, str(error), ran)

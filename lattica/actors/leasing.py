@@ -28,6 +28,7 @@ from lattica.errors import CallLostError, LatticaError, LinkError, NoPlacementEr
 from lattica.identity import grants
 from lattica.identity.keys import PeerId
 from lattica.rpc import Rpc
+from lattica.rpc.doubts import Doubts
 
 LEASE_TIMEOUT = 30.0  # seconds; a host may start a worker before it says yes
 CALL_TIMEOUT = 5.0
@@ -48,18 +49,24 @@ class Lease(msgspec.Struct, eq=False):
 
 
 class Leasing:
-    """Finds hosts for work and keeps the leases alive."""
+    """Finds hosts for work and keeps the leases alive.
+
+    Attributes:
+        doubts: of hosts that nothing is heard of, whose work goes elsewhere.
+    """
 
     def __init__(
         self,
         rpc: Rpc,
         directory: Directory,
+        doubts: Doubts,
         config: ActorsConfig,
         clock: Clock,
         tasks: anyio.abc.TaskGroup,
     ) -> None:
         self._rpc = rpc
         self._directory = directory
+        self.doubts = doubts
         self._config = config
         self._clock = clock
         self._tasks = tasks
@@ -172,9 +179,10 @@ class Leasing:
                 # What we are given back is unpickled here, so the host needs a grant as well.
                 if grants.HOST not in link.remote.scopes:
                     return None, "holds no grant to host work", 0.0
-            reply = await self.host(peer, LEASE_TIMEOUT).lease(
-                LeaseRequest(requirements, purpose, name)
-            )
+            with self.doubts.waiting(peer):
+                reply = await self.host(peer, LEASE_TIMEOUT).lease(
+                    LeaseRequest(requirements, purpose, name)
+                )
             if reply.lease is None:
                 return None, reply.reason or "declined", reply.retry_after
             lease = Lease(peer, reply.lease, requirements)

@@ -43,6 +43,7 @@ from lattica.dht import Dht
 from lattica.errors import GetTimeoutError, NoSuchActorError
 from lattica.identity.keys import PeerId
 from lattica.rpc import Buffer, Rpc
+from lattica.rpc.doubts import Doubts
 from lattica.store import Blocks
 
 CLOSE_TIMEOUT = 2.0  # seconds to tell hosts that it is over
@@ -74,6 +75,7 @@ class Owner:
         self._tasks: anyio.abc.TaskGroup
         self._borrower: Borrower
         self.objects: ObjectTable
+        self._doubts: Doubts
         self._leasing: Leasing
         self._submission: Submission
         self._supervisor: Supervisor
@@ -109,6 +111,7 @@ class Owner:
                 with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
                     await self._supervisor.close()
                     await self._leasing.close()
+                self._doubts.close()
                 self._rpc.unregister("objects")
                 self._rpc.unregister("actors")
                 tasks.cancel_scope.cancel()
@@ -123,12 +126,15 @@ class Owner:
             on_return=self._borrower.returned,
             on_free=self._freed,
         )
-        self._leasing = Leasing(rpc, self.directory, config, self._clock, tasks)
+        self._doubts = Doubts(rpc.links, config.suspect_patience)
+        self._leasing = Leasing(rpc, self.directory, self._doubts, config, self._clock, tasks)
         self._submission = Submission(self._leasing, self, tasks)
         self._supervisor = Supervisor(
             self._leasing, self._names, self, self.directory.name_of, tasks
         )
-        self._dispatcher = Dispatcher(rpc, self.directory, self._supervisor, self, tasks)
+        self._dispatcher = Dispatcher(
+            rpc, self.directory, self._doubts, self._supervisor, self, tasks
+        )
         objects = ObjectService(
             self.objects, self._clock, config.object_lease, self.counters, self._cancel_own
         )

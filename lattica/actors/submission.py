@@ -164,7 +164,8 @@ class Submission:
         """Run a task on a lease and settle it; False: it is to be tried again."""
         task.lease = lease
         try:
-            outcomes = await self._call(task, lease)
+            with self._leasing.doubts.waiting(lease.peer):
+                outcomes = await self._call(task, lease)
         except (CallLostError, LinkError, StreamTruncatedError) as error:
             self._leasing.lost(lease, peer_too=True)
             may_have_run = getattr(error, "may_have_run", isinstance(error, StreamTruncatedError))

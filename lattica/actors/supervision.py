@@ -230,7 +230,8 @@ class Supervisor:
             actor.building = lease
             try:
                 host = self._leasing.host(lease.peer, CREATE_TIMEOUT)
-                failure = await host.create_actor(lease.lease, spec)
+                with self._leasing.doubts.waiting(lease.peer):
+                    failure = await host.create_actor(lease.lease, spec)
             except (CallLostError, LinkError) as error:
                 self._leasing.lost(lease, peer_too=True)
                 failure = self._death(actor, f"its host was lost at its creation: {error}", lease)
@@ -261,10 +262,11 @@ class Supervisor:
         state: ActorState | None = None
         reason = ""
         try:
-            async for state in self._leasing.host(lease.peer).watch(actor.spec.actor):
-                actor.restarts = before + state.restarts
-                if state.state == "dead":
-                    break
+            with self._leasing.doubts.waiting(lease.peer):
+                async for state in self._leasing.host(lease.peer).watch(actor.spec.actor):
+                    actor.restarts = before + state.restarts
+                    if state.state == "dead":
+                        break
         except (CallLostError, LinkError) as error:
             reason = f"its host was lost: {error}"
         except LatticaError as error:

@@ -76,6 +76,11 @@ class Member:
         key = dht_key("nodes", self.mesh.authority.peer_id)
         await self.dht.put(key, "node", self.node_info())
 
+    def suspects(self, other: Member) -> None:
+        """As when nothing is heard of `other`, and the link to it is still up."""
+        peers, now = self.links._peers, asyncio.get_running_loop().time()
+        peers.tell(peers.supervisor.suspect(other.peer, "nothing was heard", now))
+
     async def vanish(self) -> None:
         """As if its machine lost power: links are cut, then workers die."""
         self.links.leave()

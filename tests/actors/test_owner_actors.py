@@ -14,6 +14,7 @@ import pytest
 
 import lattica
 from lattica.actors.context import current
+from lattica.config import ActorsConfig
 from lattica.errors import (
     ActorDiedError,
     ActorUnavailableError,
@@ -262,6 +263,24 @@ async def test_a_lost_host_moves_the_actor_if_restarts_are_left(tmp_path: Path) 
             assert await moves.add.remote() == 8
             with pytest.raises(NoSuchActorError):
                 await find("stays")
+
+
+async def test_a_host_that_nothing_is_heard_of_loses_its_actors_before_its_link_is_lost(
+    tmp_path: Path,
+) -> None:
+    config = ActorsConfig(suspect_patience=0.3)
+    async with mesh_of(tmp_path, "a", cpus=0.0, config=config) as mesh:
+        await mesh.add("b")
+        with mesh["a"].driver(), anyio.fail_after(LIMIT):
+            moves = Counter.options(max_restarts=1, max_task_retries=2).remote(7)
+            assert (await moves.where.remote())[0] == "b"
+            in_flight = moves.sleep.remote(1.5)
+            assert await ready([in_flight], 1, 0.2) == [False]
+            await mesh.add("c")
+            mesh["a"].suspects(mesh["b"])
+            await in_flight  # it is made again
+            assert (await moves.where.remote())[0] == "c"
+            assert mesh["a"].links.find(mesh["b"].peer) is not None
 
 
 async def test_a_call_from_elsewhere_follows_an_actor_that_moved(tmp_path: Path) -> None:

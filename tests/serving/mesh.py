@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -110,6 +111,11 @@ class FakePeer:
     async def document(self, name: str) -> SharedDocument:
         """The document of that name."""
         return self.mesh.documents.setdefault(name, SharedDocument())
+
+    def suspects(self, other: FakePeer) -> None:
+        """As when nothing is heard of `other`, and the link to it is still up."""
+        peers, now = self.links._peers, asyncio.get_running_loop().time()
+        peers.tell(peers.supervisor.suspect(other.id, "nothing was heard", now))
 
     def die(self) -> None:
         """As `kill -9` looks from outside: every link is lost, nothing is said."""

@@ -344,3 +344,29 @@ def slowly(run: Callable[..., Any]) -> Callable[..., Any]:
         return run(*args)
 
     return run_slowly
+
+
+async def test_a_stage_that_nothing_is_heard_of_is_replaced_before_its_link_is_lost(
+    ring: Ring, llama: Path
+) -> None:
+    await ring.volunteer("dan", "standby")
+    client, bob = ring.mesh.peers["client"], ring.peers["bob"]
+    stage = ring.volunteers["bob"]._stage
+    assert stage is not None
+    began = 0.0
+
+    def silence(event: Generated) -> None:
+        nonlocal began
+        if isinstance(event, NewToken) and event.index == 4:
+            stage._turn = anyio.CapacityLimiter(1)
+            stage._turn.acquire_nowait()
+            client.suspects(bob)
+            began = time.monotonic()
+
+    events = await ring.events(request(), silence)
+    assert tokens(events) == reference(llama, list(PROMPT), 12)
+    replaced = [event for event in events if isinstance(event, Replaced)]
+    assert [event.lost_name for event in replaced] == ["bob"]
+    assert "nothing is heard" in replaced[0].reason
+    assert time.monotonic() - began < CONFIG.suspect_patience + 2.0 < CONFIG.token_timeout
+    assert client.links.find(bob.id) is not None
