@@ -27,6 +27,7 @@ from lattica.reach.spray import MAX_AT_ONCE, Openings, Spray
 from tests.netlab import kinds
 from tests.netlab.kinds import KINDS
 from tests.reach.oracle import PAIRS, is_direct, method
+from tests.reach.population import SHARES
 from tests.reach.simulation import World
 
 CONFIG = PunchConfig()
@@ -77,6 +78,21 @@ def test_the_oracle_knows_all_pairs() -> None:
     assert len(GUESSED) == 25
     for one, other in product(KINDS, KINDS):
         assert method(one, other) is method(other, one)
+
+
+def test_guessing_makes_a_sixth_of_peoples_pairs_direct_that_plain_punching_does_not() -> None:
+    """The figures of `docs/network.md`, for a large population."""
+    direct, plain = (
+        sum(
+            SHARES[one] * SHARES[other]
+            for one, other in product(SHARES, SHARES)
+            if is_in(one, other)
+        )
+        / 100**2
+        for is_in in (is_direct, lambda *pair: method(*pair) is Method.PLAIN)
+    )
+    assert direct == pytest.approx(0.905, abs=0.001)
+    assert plain == pytest.approx(0.736, abs=0.001)
 
 
 @pytest.mark.parametrize(("one", "other"), [pair for pair in GUESSED if pair not in BIRTHDAY])
