@@ -250,7 +250,8 @@ class Reach:
             if self._now() >= confirm_at:
                 confirm_at = self._now() + self._confirm_every
                 self.upgrades.confirm()
-            _ = self.candidates.report
+            if self.candidates.report.udp is None and self.upgrades.finds_udp_blocked():
+                self.candidates.observer.udp_blocked()
             if self.candidates.observer.version != version:
                 version = self.candidates.observer.version
                 self.refresh()

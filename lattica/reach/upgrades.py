@@ -15,12 +15,13 @@ from lattica.errors import AddressError, BusyError, LatticaError, UnknownMethodE
 from lattica.identity.keys import PeerId
 from lattica.link.quic_link import QuicLink
 from lattica.path import addresses as text
-from lattica.path.ways import Way
+from lattica.path.ways import Way, WayKind
 from lattica.reach.candidates import Candidates
 from lattica.reach.detours import Detours
 from lattica.reach.messages import SERVICE, News, Order
 from lattica.reach.plan import Punch, plan
 from lattica.reach.puncher import Puncher, is_direct, needs_room
+from lattica.reach.report import public_endpoint
 from lattica.reach.service import ReachService
 from lattica.rpc import Rpc
 
@@ -181,6 +182,21 @@ class Upgrades:
             for way in () if ways is None else ways.all:
                 self._candidates.confirm(way, care.link.path_of(way.address))
 
+    def finds_udp_blocked(self) -> bool:
+        """Whether two hosts or more answer by TCP and not by UDP, and none at all by UDP."""
+        parties: set[str] = set()
+        for care in self._cares.values():
+            ways = care.link.steering.ways if care.link.steering is not None else None
+            if ways is None:
+                continue
+            if any(way.kind is WayKind.DIRECT and way.is_proven for way in ways.all):
+                return False
+            if care.attempts and ways.way.kind is WayKind.STREAM and care.theirs is not None:
+                place = public_endpoint(text.strip_scheme(care.link.path_of(ways.way.address)))
+                if place and any(_is_udp_at(place[0], each) for each in care.theirs.addresses):
+                    parties.add(text.party(place[0]))
+        return len(parties) >= 2
+
     def _lost(self, care: _Care) -> None:
         if not care.is_rescuing:
             self._start(self._rescue, care)
@@ -338,3 +354,9 @@ class Upgrades:
     def _tell_attempt(self, attempt: Attempt) -> None:
         if self.attempted is not None:
             self.attempted(attempt)
+
+
+def _is_udp_at(host: str, address: str) -> bool:
+    scheme, where = text.split_scheme(address)
+    place = public_endpoint(where)
+    return scheme == text.UDP and place is not None and place[0] == host
