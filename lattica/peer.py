@@ -45,7 +45,6 @@ ANNOUNCE_STEP = 0.5  # seconds; changes are looked for this often
 ANNOUNCE_TTL = 45.0
 LEAVE_TIMEOUT = 2.0  # seconds for good-byes
 LOOPBACK = "127.0.0.1:0"
-EVERYWHERE = "0.0.0.0:0"
 
 
 class PeerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -283,7 +282,7 @@ class Peer:
 
     def _bind(self, contacts: Sequence[Contact]) -> CombinedPath:
         """The sockets: as asked, or loopback unless others can only be elsewhere."""
-        listen = self.options.listen or (EVERYWHERE if _any_remote(contacts) else LOOPBACK)
+        listen = self.options.listen or (everywhere() if _any_remote(contacts) else LOOPBACK)
         udp = self._bind_udp(listen)
         try:
             tcp = self._bind_tcp(listen, address_text.split(udp.addresses[0])[1])
@@ -335,7 +334,8 @@ class Peer:
         if not self.options.map_ports or self.reach.candidates.is_quiet:
             return
         udp, tcp = _ports(self.endpoint.addresses)
-        host = address_text.split(self.options.listen or EVERYWHERE)[0]
+        host = address_text.split(self.options.listen or everywhere())[0]
+        host = "0.0.0.0" if host == "::" else host  # routers map IPv4 only
         mapper = PortMapper(
             port=udp,
             host=host,
@@ -380,6 +380,11 @@ class Peer:
                 await self.dht.leave()
             except LatticaError as error:
                 log.info("left without a good-bye: %s", error)  # the record expires by itself
+
+
+def everywhere() -> str:
+    """What to listen on for peers elsewhere: every interface, with IPv6 where there is any."""
+    return "[::]:0" if socket.has_dualstack_ipv6() else "0.0.0.0:0"
 
 
 def _ports(addresses: Sequence[str]) -> tuple[int, int | None]:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from lattica.home import Home
-from lattica.peer import EVERYWHERE, PeerOptions
+from lattica.peer import PeerOptions, everywhere
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -116,7 +116,7 @@ def peer_options(args: argparse.Namespace, *, ticket: str | None = None) -> Peer
         home=home_of(args).directory,
         ticket=ticket,
         name=args.name,
-        listen=args.listen or ("" if ticket else EVERYWHERE),
+        listen=args.listen or ("" if ticket else everywhere()),
         tcp=args.tcp,
         relay=args.relay,
         map_ports=args.map_ports,

@@ -74,6 +74,12 @@ def join(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def plain(host: str) -> str:
+    """An IPv4 address without the dress it wears on a socket that takes both (RFC 4291 §2.5.5)."""
+    mapped = host.removeprefix("::ffff:")
+    return mapped if "." in mapped else host
+
+
 def is_loopback(host: str) -> bool:
     """Whether `host` is an address of this machine's loopback interface."""
     try:

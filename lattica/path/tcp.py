@@ -159,7 +159,7 @@ class TcpPath:
         connection = self._connections.get(address)
         if connection is None:
             return "forgotten"
-        return text.TCP + text.join(connection.physical[0], connection.physical[1])
+        return text.TCP + text.join(text.plain(connection.physical[0]), connection.physical[1])
 
     def hold(self, address: VirtualAddress) -> None:
         connection = self._connections.get(address)

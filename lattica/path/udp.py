@@ -167,7 +167,7 @@ class UdpPath:
 
     def describe(self, address: VirtualAddress) -> str:
         physical = self._routes.best(address)
-        return "forgotten" if physical is None else text.join(physical[0], physical[1])
+        return "forgotten" if physical is None else text.join(text.plain(physical[0]), physical[1])
 
     def hold(self, address: VirtualAddress) -> None:
         self._routes.hold(address)
