@@ -281,7 +281,8 @@ class Endpoint:
         self._dirty.pop(link, None)
         self._rulings.drop(link)
         self._reception.close(link, last_words, self._loop.time())
-        self.path.release(link.virtual_address)
+        if link.steering is None or link.steering.ways is None:
+            self.path.release(link.virtual_address)  # else its steering does
         if link.proven is not None and link.error is not None:
             self._link_down(link, link.error)
         else:

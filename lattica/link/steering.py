@@ -32,6 +32,7 @@ class Steering(WayEvents):
         due: when `check` may have something to do.
         moved: called with the old and the new way when packets take another one.
         lost: called when the way in use has died and no other answers.
+        suspected: called when a probe on the way in use was not answered.
         seen: called when the other end tells from where the probes on a way come.
     """
 
@@ -66,10 +67,12 @@ class Steering(WayEvents):
         self.moved: Callable[[Way, Way], None] | None = None
         self.lost: Callable[[], None] | None = None
         self.seen: Callable[[Way], None] | None = None
+        self.suspected: Callable[[], None] | None = None
 
     def begin(self, now: float) -> float:
         """The link is open. Returns when to call `check`."""
         self._size = self._engine.statistics().datagram
+        self._held.add(self._first)  # its owner has held it so far
         where = self._path.describe(self._first)
         self.name([where])
         self.ways = Ways(
@@ -191,7 +194,7 @@ class Steering(WayEvents):
             self.moved(old, new)
 
     def opened(self, way: Way) -> None:
-        if way.address != self._first and way.address not in self._held:
+        if way.address not in self._held:
             self._held.add(way.address)
             self._path.hold(way.address)
 
@@ -199,6 +202,10 @@ class Steering(WayEvents):
         if way.address in self._held:
             self._held.discard(way.address)
             self._path.release(way.address)
+
+    def doubted(self, way: Way) -> None:
+        if self.suspected is not None:
+            self.suspected()
 
     def observed(self, way: Way) -> None:
         if self.seen is not None:

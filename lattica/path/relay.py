@@ -98,6 +98,11 @@ class RelayPath:
         self._by_address[address] = made
         return address
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no session is open here."""
+        return not self._sessions
+
     def end(self, address: VirtualAddress) -> None:
         """Forget a session. Idempotent."""
         session = self._by_address.pop(address, None)

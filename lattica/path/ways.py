@@ -46,6 +46,7 @@ class WayTimers(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float = 0.2  # of a probe, at least; round trips make it longer
     misses: int = 3  # unanswered probes in a row: the way is dead
     standby_every: float = 15.0  # a proven way that carries nothing is probed so often
+    retire_after: float = 10.0  # a better way carries the link so long: no relay stands by
     try_fast: float = 0.1  # from the first probe of a new way to the second;
     try_slower: float = 2.0  # from each to the next so many times as long
     try_slow: float = 0.3  # between probes of a way that was proven and is silent
@@ -90,6 +91,9 @@ class WayEvents:
 
     def closed(self, way: Way) -> None:
         """A way is given up or dead."""
+
+    def doubted(self, way: Way) -> None:
+        """A probe on the way in use was not answered."""
 
     def stranded(self) -> None:
         """The way in use has died, and there is no other that answers."""
@@ -151,6 +155,7 @@ class Ways:
         self._follows = float(self._timers.follow_burst)
         self._follows_at = now
         self.switches = 0
+        self._switched = now
         way = Way(first, kind, True, now, NEVER, NEVER, is_proven=True, answered=now)
         way.search = search(first, size, now)
         way.size = size
@@ -272,7 +277,10 @@ class Ways:
             self._watch(now, heard)
         for way in tuple(self._ways.values()):
             if way.next_at <= now:
-                orders.append(self._probe(way, now))
+                if self._is_needless(way, now):
+                    self._remove(way)
+                else:
+                    orders.append(self._probe(way, now))
         orders += self._search(now)
         self._choose(now)
         self._set_due()
@@ -403,11 +411,14 @@ class Ways:
                 continue
             if not late:
                 continue
+            if way is self._current and not way.misses:
+                self._events.doubted(way)
             way.misses += len(late)
             if way.misses < limit:
                 way.next_at = min(way.next_at, now)
                 if way is self._current:
                     self._ask_others(now)
+                    self._follow(now)
             elif way is self._current:
                 self._leave(now)
                 if way is self._current:
@@ -426,6 +437,19 @@ class Ways:
         elif not self._is_stranded:
             self._is_stranded = True
             self._events.stranded()
+
+    def _is_needless(self, way: Way, now: float) -> bool:
+        """A relay has done its part once a better way carries the link for a while.
+
+        Both ends come to this at about the same time. If the way dies, a relay is asked anew.
+        """
+        current = self._current
+        return (
+            way.kind is WayKind.RELAYED
+            and current.kind is not WayKind.RELAYED
+            and current.is_alive
+            and now - self._switched >= self._timers.retire_after
+        )
 
     def _ask_others(self, now: float) -> None:
         for way in self._ways.values():
@@ -461,6 +485,7 @@ class Ways:
         old, self._current = self._current, way
         self.current = way.address
         self.switches += 1
+        self._switched = now
         self._rest()
         self._is_stranded = False
         if old.misses < self._timers.misses:
@@ -499,7 +524,7 @@ class Ways:
             way.next_at = now + self._timers.try_fast * self._timers.try_slower**way.tries
             way.tries += 1
         elif way is self._current:
-            way.next_at = NEVER
+            way.next_at = now + self._timers.try_fast if way.misses else NEVER
         else:
             way.next_at = now + self._timers.standby_every
         return way.address, datagram

@@ -22,7 +22,7 @@ from lattica.path.combined import CombinedPath
 from lattica.reach.candidates import Candidates
 from lattica.reach.detours import Detours
 from lattica.reach.forwarding import Forwarder
-from lattica.reach.legs import Legs
+from lattica.reach.legs import Legs, open_link
 from lattica.reach.messages import (
     MAX_ADDRESSES,
     SERVICE,
@@ -88,6 +88,7 @@ class Reach:
             self._detours,
             self._config,
             again_after=settings.punch.again_after,
+            relay_links=self._relay_links,
             now=self._now,
         )
         self._keeper = RelayKeeper(
@@ -235,6 +236,10 @@ class Reach:
 
     def _contacted(self, address: str) -> None:
         self.candidates.contacted(address)
+
+    def _relay_links(self) -> list[QuicLink]:
+        links = (open_link(self._endpoint, held.peer) for held in self.relays)
+        return [link for link in links if link is not None]
 
     def _relays_changed(self, addresses: tuple[str, ...]) -> None:
         self.candidates.relays = addresses

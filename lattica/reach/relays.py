@@ -33,7 +33,7 @@ class Held(msgspec.Struct):
     addresses: tuple[str, ...]
     renew_at: float
     until: float
-    load: float
+    load: float  # as of when it was made, like the round trip
     rtt: float
     unkeep: Callable[[], None]
 
@@ -184,14 +184,16 @@ class RelayKeeper:
         seconds = min(max(reserved.seconds, self._config.min_reservation), 3600.0)
         known = self._held.get(peer)
         unkeep = self._endpoint.keep(peer) if known is None else known.unkeep
-        before = self.addresses
-        self._held[peer] = Held(
+        held = Held(
             peer, tuple(where), now + seconds / 2, now + seconds, reserved.load, rtt, unkeep
         )
-        if known is None:
-            log.info("reachable through the relay %s at %s", peer.short, where[0])
-        if self.addresses != before:
-            self._changed(self.addresses)
+        if known is not None and known.addresses == held.addresses:
+            # Others are told of what is new only: the figures, and an order by them, change often.
+            known.renew_at, known.until = held.renew_at, held.until
+            return
+        self._held[peer] = held
+        log.info("reachable through the relay %s at %s", peer.short, where[0])
+        self._changed(self.addresses)
 
     def _drop(self, peer: PeerId) -> bool:
         held = self._held.pop(peer, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import anyio
 import msgspec
@@ -66,9 +66,14 @@ class Upgrades:
         config: ReachConfig,
         *,
         again_after: float,
+        relay_links: Callable[[], Iterable[QuicLink]],
         now: Callable[[], float],
     ) -> None:
-        """`again_after` seconds pass before ports are guessed again for the same link."""
+        """`again_after` seconds pass before ports are guessed again for the same link.
+
+        `relay_links()` are those to the relays that keep this peer reachable.
+        """
+        self._relay_links = relay_links
         self._rpc = rpc
         self._candidates = candidates
         self._puncher = puncher
@@ -79,7 +84,7 @@ class Upgrades:
         self._chance = random.Random()
         self._cares: dict[QuicLink, _Care] = {}
         self._tasks: TaskGroup | None = None
-        self._told: tuple[News | None, float] = (None, 0.0)
+        self._asked = float("-inf")
         self.attempted: Callable[[Attempt], None] | None = None
 
     def start(self, tasks: TaskGroup) -> None:
@@ -100,6 +105,7 @@ class Upgrades:
         care = self._cares[link] = _Care(link)
         steering.moved = lambda old, new: self._moved(care, old, new)
         steering.lost = lambda: self._lost(care)
+        steering.suspected = self._suspected
         steering.seen = lambda way: self._seen(care, way)
         if steering.ways is not None:
             for way in steering.ways.all:
@@ -196,6 +202,16 @@ class Upgrades:
                 if place and any(_is_udp_at(place[0], each) for each in care.theirs.addresses):
                     parties.add(text.party(place[0]))
         return len(parties) >= 2
+
+    def _suspected(self) -> None:
+        """Perhaps this end has another address now, and then no link knows it yet: ask all relays,
+        for it may soon be they who are needed."""
+        now = self._now()
+        if now - self._asked < self._config.ask_pause:
+            return
+        self._asked = now
+        for link in self._relay_links():
+            link.probe()
 
     def _lost(self, care: _Care) -> None:
         if not care.is_rescuing:

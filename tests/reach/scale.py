@@ -1,7 +1,7 @@
 """Many peers that join through one: how soon all know of each other, and what idling costs.
 
-`python -m tests.reach.scale [peers]` prints the figures. It runs on a virtual clock: links, RPC, reach
-and the DHT are the real ones, the network is the lab in memory.
+`python -m tests.reach.scale [peers]` prints the figures. It runs on a virtual clock: links, RPC,
+reach and the DHT are the real ones, the network is the lab in memory.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ async def run(count: int, *, homes: float = 0.5, idle_for: float = 120.0) -> Out
             try:
                 await dht.bootstrap([peers[0].contact])
                 joined.append(anyio.current_time() - began)
-            except Exception as error:  # noqa: BLE001 - counted, and told
+            except Exception as error:
                 failures += 1
                 print(f"not joined: {error}")
 
@@ -99,8 +99,8 @@ def main() -> None:
     began = time.process_time()
     outcome = anyio.run(run, count, backend_options={"loop_factory": VirtualLoop})
     print(
-        f"{outcome.peers} peers: all joined after {outcome.joined:.1f} s, {outcome.failures} failed;"
-        f" {outcome.links:.1f} links each, {outcome.idle:.0f} bytes/s sent while idle"
+        f"{outcome.peers} peers: all joined after {outcome.joined:.1f} s, {outcome.failures} failed"
+        f"; {outcome.links:.1f} links each, {outcome.idle:.0f} bytes/s sent while idle"
         f" ({outcome.idle / outcome.links:.1f} a link);"
         f" access lines of {ACCESS * 1000:.0f} ms; {time.process_time() - began:.0f} s of CPU"
     )

@@ -69,9 +69,13 @@ async def test_from_a_relay_to_a_direct_way() -> None:
         assert w.a.link(w.b) is link
 
 
-async def test_from_a_direct_way_to_a_relay() -> None:
+@pytest.mark.parametrize("settled", [0.0, 120.0])
+async def test_from_a_direct_way_to_a_relay(settled: float) -> None:
+    """Also when the relay has long been told that it is not needed any more."""
     async with world() as w:
         await w.direct()
+        await anyio.sleep(settled)
+        assert (w.a.path.relay.is_idle and w.b.path.relay.is_idle) is (settled > 0.0)
         link = w.a.link(w.b)
         async with load(w.a, w.b, 10.0) as made:
             await anyio.sleep(2.0)
@@ -138,4 +142,20 @@ async def test_datagrams_that_must_get_smaller() -> None:
         made.check()
         print(f"gap {made.gap():.2f} s")
         assert made.gap() < ON_A_CUT
+        assert w.a.link(w.b) is link
+
+
+async def test_ten_seconds_of_darkness() -> None:
+    """Calls wait, within their deadlines; what follows is the gap after the light is back."""
+    async with world() as w:
+        await w.direct()
+        link = w.a.link(w.b)
+        async with load(w.a, w.b, 20.0) as made:
+            await anyio.sleep(2.0)
+            w.a.host.site.blackout(10.0)
+            back = anyio.current_time() + 10.0
+        made.check()
+        print(f"gap {made.gap() - 10.0:.2f} s after the blackout")
+        first = min(each for each in made.done if each > back)
+        assert first - back < ON_A_CUT
         assert w.a.link(w.b) is link
