@@ -25,7 +25,9 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout: float = 1.0  # what is in flight at the end is waited for so long
     qlog: str | None = None  # directory for traces of connections; None: what LATTICA_QLOG says
     max_links: int = 4096
+    max_links_per_source: int = 512  # dialled from one IPv4 address, IPv6 /56 or relay
     max_pending: int = 256  # handshakes in progress
+    max_pending_per_source: int = 64
     retry_above: int = 64  # handshakes in progress; dialers then show first where they are
     handshake_rate: float = 20.0  # a second, sustained, from one source: IPv4 address or IPv6 /56
     handshake_burst: float = 100.0

@@ -48,12 +48,18 @@ class Doorkeeper:
     def __init__(self, config: LinkConfig) -> None:
         self._retry_above = config.retry_above
         self._max_pending = config.max_pending
+        self._max_shown = config.max_pending_per_source
         self._tokens = RetryTokens()
         self._shown = Buckets(config.handshake_rate, config.handshake_burst)
         self._claimed = Buckets(config.handshake_rate, config.handshake_burst)
 
-    def decide(self, first: header.LongHeader, address: str, pending: int, now: float) -> Decision:
-        """`address` is the physical source, `pending` the handshakes in progress."""
+    def decide(
+        self, first: header.LongHeader, address: str, pending: int, now: float, *, shown: int = 0
+    ) -> Decision:
+        """`address` is the physical source, `pending` the handshakes in progress.
+
+        `shown` are those of them with this source that began with a token.
+        """
         if len(first.destination) < MIN_DESTINATION:
             return Decision(Entry.MALFORMED)
         if pending >= self._max_pending:
@@ -64,7 +70,7 @@ class Doorkeeper:
             original = self._tokens.check(first.token, address, first.destination, now)
             if original is None:
                 return Decision(Entry.BAD_TOKEN)
-            if not is_here and not self._shown.take(source, now):
+            if not is_here and (shown >= self._max_shown or not self._shown.take(source, now)):
                 return Decision(Entry.LIMITED)
             return Decision(Entry.ACCEPT, original, first.destination)
         if pending >= self._retry_above or not (is_here or self._claimed.take(source, now)):

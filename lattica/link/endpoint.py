@@ -29,6 +29,7 @@ from lattica.link.interface import Link, LinkHandler
 from lattica.link.making import LinkMaker
 from lattica.link.quic_link import QuicLink
 from lattica.link.reception import Reception
+from lattica.link.room import Room
 from lattica.link.rulings import Rulings
 from lattica.link.schedule import Schedule
 from lattica.link.supervision import PeerEvent, PeerState
@@ -77,6 +78,7 @@ class Endpoint:
         self._rulings = Rulings(self, self._links, self.config)
         self._dials = Dials(self, self.config)
         self._peers = self._dials.peers
+        self._room = Room(self.config, self._links, self.counters, self._peers.supervisor.is_kept)
         self._reception = Reception(path, self.counters, self._accept)
         self._tick_every = min(TICK, self.config.heartbeat / 4)
         self._schedule = Schedule(self._tick_every)
@@ -334,6 +336,10 @@ class Endpoint:
     def is_dialling(self, peer: PeerId) -> bool:
         """See `Opener`."""
         return self._dials.is_dialling(peer)
+
+    def make_room(self, link: QuicLink) -> LinkError | None:
+        """See `Opener`."""
+        return self._room.make(link)
 
     def open_link(self, link: QuicLink) -> None:
         """See `Opener`."""

@@ -6,6 +6,7 @@ import logging
 
 from lattica.identity.keys import PeerId
 from lattica.link import header
+from lattica.link.buckets import source_of
 from lattica.link.certificate import Certificate
 from lattica.link.doorkeeper import Doorkeeper, Entry
 from lattica.link.engine import Engine, EngineConfig
@@ -14,6 +15,7 @@ from lattica.link.owner import LinkOwner
 from lattica.link.proof import Role
 from lattica.link.quic_link import QuicLink
 from lattica.link.table import LinkTable
+from lattica.path import addresses
 from lattica.path.interface import VirtualAddress
 
 logger = logging.getLogger("lattica.link")
@@ -51,11 +53,14 @@ class LinkMaker:
     ) -> QuicLink | None:
         """The connection that a stranger's first packet asks for; None if it gets none now."""
         owner = self._owner
-        if len(self._links.open) >= owner.config.max_links:
+        if len(self._links) >= owner.config.max_links + owner.config.max_pending:
             owner.counters["too_many_links"] += 1
             return None
         source = owner.path.describe(address)
-        decision = self._doorkeeper.decide(first, source, self._links.unopened, now)
+        who = source_of(source)
+        pending = self._links.unopened
+        shown = self._links.shown(who) if first.token else 0
+        decision = self._doorkeeper.decide(first, source, pending, now, shown=shown)
         if decision.entry is not Entry.ACCEPT:
             owner.counters[decision.entry.value] += 1
             if decision.answer:
@@ -67,7 +72,10 @@ class LinkMaker:
             original_destination=decision.original_destination,
             retry_source=decision.retry_source,
         )
-        return QuicLink(owner, engine, address, role=Role.ACCEPTOR, now=now)
+        link = QuicLink(owner, engine, address, role=Role.ACCEPTOR, now=now)
+        link.source = "" if addresses.is_loopback(who) else who
+        link.has_shown = decision.retry_source is not None
+        return link
 
     def _engine(
         self,

@@ -63,6 +63,8 @@ class QuicLink:
         self._before_flush: Callable[[], None] | None = None
         self._is_flushing = False  # what is written now leaves without another turn
         self.phase = Phase.HANDSHAKE
+        self.source = ""  # who is behind the address that dialled; empty where places do not matter
+        self.has_shown = False  # that it receives there, before anything was kept for it
         self._born = now
         self._handshake = 0.0
         self._draining: Draining | None = None  # here
@@ -251,7 +253,7 @@ class QuicLink:
                 return
         if not self._sending.push(now):
             self._owner.link_dirty(self)
-        if self._draining is not None and self._is_idle():
+        if self._draining is not None and self.is_idle:
             self._loop.call_soon(self._depart)
         if self._watch.may_get_busy:
             self._watch.look_busy(now)
@@ -286,7 +288,7 @@ class QuicLink:
             return
         now = self._loop.time()
         self.flush(now)
-        if self._is_idle():
+        if self.is_idle:
             self.close(reason)
             return
         self._draining = Draining(reason, now + timeout)
@@ -419,13 +421,14 @@ class QuicLink:
         assert own is not None
         return own
 
-    def _is_idle(self) -> bool:
-        """Whether nothing is in flight any more."""
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is in flight, as far as the handler and the engine can tell."""
         return is_idle(self._upcalls.handler) and not self._sending.in_flight()
 
     def _depart(self) -> None:
         """The end of a drain, unless something has come up meanwhile."""
-        if self._draining is not None and self.phase is Phase.OPEN and self._is_idle():
+        if self._draining is not None and self.phase is Phase.OPEN and self.is_idle:
             self._draining.is_complete = True
             self.close(self._draining.reason)
 

@@ -28,10 +28,15 @@ class CloseCode(IntEnum):
     VERSION = 6
     DUPLICATE = 7  # another link between the two is the one that stays
     LOST = 8  # silent for too long
+    BUSY = 9  # no place for another link
 
 
 class DuplicateLinkError(LinkRefusedError):
     """Another link between the two peers stays: the dial joins that one."""
+
+
+class LinkBusyError(LinkRefusedError):
+    """The other end has no place for another link now."""
 
 
 _ERRORS: dict[CloseCode, type[LinkError]] = {
@@ -42,6 +47,7 @@ _ERRORS: dict[CloseCode, type[LinkError]] = {
     CloseCode.CROSS_MESH: CrossMeshError,
     CloseCode.VERSION: VersionError,
     CloseCode.DUPLICATE: DuplicateLinkError,
+    CloseCode.BUSY: LinkBusyError,
 }
 
 

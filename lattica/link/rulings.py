@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from lattica.config import LinkConfig
-from lattica.errors import LinkLostError, LinkRefusedError
+from lattica.errors import LinkError, LinkLostError, LinkRefusedError
 from lattica.identity.keys import PeerId
 from lattica.link.arbiter import DIAL_PATIENCE, Candidate, Deferred, Ruling, stays
 from lattica.link.phase import Phase
@@ -29,6 +29,10 @@ class Opener(Protocol):
 
     def is_dialling(self, peer: PeerId) -> bool:
         """Whether a dial to `peer` runs or waits for its turn."""
+        ...
+
+    def make_room(self, link: QuicLink) -> LinkError | None:
+        """Have a place for a proven dialer; or why there is none."""
         ...
 
     def open_link(self, link: QuicLink) -> None:
@@ -155,4 +159,8 @@ class Rulings:
         if ruling is Ruling.REPLACE and existing is not None:
             text = "the peer came back with a new link"
             existing.end(LinkLostError(text), CloseCode.LOST, text)
-        link.answer()
+        error = self._opener.make_room(link)
+        if error is not None:
+            link.refuse(error)
+        else:
+            link.answer()

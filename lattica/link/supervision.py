@@ -103,6 +103,10 @@ class Supervisor:
             default=None,
         )
 
+    def is_kept(self, peer: PeerId) -> bool:
+        """Whether somebody wants `peer` linked."""
+        return peer in self._kept
+
     # ----------------------------------------------------------------- inputs
 
     def keep(self, peer: PeerId) -> None:

@@ -35,6 +35,10 @@ class LinkTable:
         """How many are not open yet."""
         return len(self._all) - len(self.open) - len(self._leaving)
 
+    def shown(self, source: str) -> int:
+        """How many handshakes are in progress with a source that has shown where it is."""
+        return sum(each.has_shown and not each.is_open and each.source == source for each in self)
+
     def add(self, link: QuicLink) -> None:
         """A connection begins."""
         self._all[link] = None

@@ -127,6 +127,18 @@ def test_a_dialer_comes_in_after_a_retry() -> None:
     assert keeper.decide(again, HOME, LinkConfig().max_pending, 5.1).entry is Entry.BUSY
 
 
+def test_a_source_that_has_shown_where_it_is_has_a_share_of_the_handshakes() -> None:
+    config = LinkConfig(retry_above=0, max_pending_per_source=3)
+    keeper = Doorkeeper(config)
+    asked = keeper.decide(FIRST, HOME, 1, 5.0)
+    answer = header.parse_long(asked.answer)
+    assert answer is not None
+    start = 7 + len(answer.destination) + len(answer.source)
+    again = header.LongHeader(1, answer.source, b"their id", True, asked.answer[start:-16])
+    assert keeper.decide(again, HOME, 100, 5.1, shown=2).entry is Entry.ACCEPT
+    assert keeper.decide(again, HOME, 100, 5.1, shown=3).entry is Entry.LIMITED
+
+
 def test_forged_packets_do_not_use_up_the_handshakes_of_their_source() -> None:
     keeper = Doorkeeper(LinkConfig(handshake_rate=1.0, handshake_burst=5.0))
     entries = [keeper.decide(FIRST, HOME, 0, 5.0).entry for _ in range(100)]
