@@ -16,6 +16,8 @@ from lattica.path.probes import Kind, ProbeKeys, Prober
 from lattica.path.relay import SCHEME as RELAY_SCHEME
 from lattica.path.ways import Orders, Way, WayEvents, WayKind, Ways
 
+MANY_LOST = 4  # packets, between two looks, and
+MOST_LOST = 0.25  # of those sent since: more than chance takes, so are they too large?
 MAX_NAMED = 64  # hosts that the other end may call its own
 
 
@@ -57,6 +59,8 @@ class Steering(WayEvents):
         self._first = address
         self._named: set[str] = set()
         self._size = 0
+        self._sent = 0  # packets since the last look at the engine's losses
+        self._lost = 0  # packets, at that look
         self._is_over = False
         self._change = anyio.Event()
         self._held: set[VirtualAddress] = set()
@@ -135,11 +139,14 @@ class Steering(WayEvents):
     def check(self, now: float, heard: float) -> float:
         """Look at the clock; when to look again. `heard`: when the other end last was."""
         if now >= self.due and self.ways is not None:
+            if self.ways.size > BASE and self._sent:
+                self._look_for_losses(self.ways)
             self._send(self.ways, self.ways.check(now, heard))
         return self.due
 
     def sent(self, datagrams: Sequence[bytes]) -> bool:
         """The link has sent these, the first as large as any; whether `due` came closer."""
+        self._sent += len(datagrams)
         if self.ways is None or not self.ways.sent(len(datagrams[0])):
             return False
         self.due = self.ways.due
@@ -217,6 +224,13 @@ class Steering(WayEvents):
             self.lost()
 
     # ------------------------------------------------------------ inside
+
+    def _look_for_losses(self, ways: Ways) -> None:
+        """Where most of what was sent is lost, see at once whether so large datagrams pass."""
+        sent, before = self._sent, self._lost
+        self._sent, self._lost = 0, self._engine.statistics().packets_lost
+        if self._lost - before >= max(MANY_LOST, MOST_LOST * sent):
+            ways.suspect_size()
 
     def _send(self, ways: Ways, orders: Orders) -> None:
         self.due = ways.due

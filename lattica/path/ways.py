@@ -240,6 +240,12 @@ class Ways:
         self._set_due()
         return self.due < before
 
+    def suspect_size(self) -> None:
+        """Packets are lost on the way in use, it may be because of their size."""
+        search = self._current.search
+        if search is not None and search.size > BASE:
+            search.suspect()
+
     def hurry(self, now: float) -> None:
         """There are signs of trouble: ask the way in use, and all others."""
         for way in self._ways.values():

@@ -125,6 +125,36 @@ async def test_a_path_that_shrinks_in_mid_transfer_costs_neither_link_nor_bytes(
         assert size(alice, bob) == shrunk
 
 
+@pytest.mark.parametrize("after", [0.5, 0.7, 0.9, 1.1, 1.3, 1.5])
+@GROWING
+async def test_a_path_that_shrinks_is_noticed_by_what_is_lost_not_by_the_clock(
+    after: float,
+) -> None:
+    net = network(mtu=4_000, rate=4_000_000)
+    async with linked(net) as (alice, bob):
+        await anyio.sleep(1)
+        link = alice.to(bob).link
+        link.write(link.open_stream(unidirectional=True), bytes(20_000_000), end=True)
+        await anyio.sleep(after)  # confirmations of the size leave once a second
+        net.conditions = Conditions(latency=ONE_WAY, mtu=1452, rate=4_000_000)
+        with anyio.fail_after(0.8):
+            while size(alice, bob) > 1452:
+                await anyio.sleep(0.01)
+
+
+@GROWING
+async def test_losses_by_chance_do_not_make_a_size_suspect() -> None:
+    net = network(mtu=4_000, rate=4_000_000, loss=0.02)
+    async with linked(net) as (alice, bob):
+        await anyio.sleep(2)
+        assert size(alice, bob) == 4_000
+        net.probes.clear()
+        await exchange(alice.to(bob).link, bob.to(alice), bytes(8_000_000))
+        large = [each for each in net.of(PROBE, A) if len(each) == 4_000]
+        assert len(large) < 15  # about one a second
+        assert alice.endpoint.counters["datagram_shrunk"] == 0
+
+
 @GROWING
 async def test_a_blackout_leaves_the_size_as_it_is() -> None:
     net = network(mtu=4_000)
