@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -22,6 +24,7 @@ from lattica.errors import (
 from lattica.rpc import Buffer, method
 from tests.faults.stack import Peer
 
+T = TypeVar("T")
 SERVICE = "ledger"
 
 
@@ -31,6 +34,7 @@ class Ledger:
     def __init__(self) -> None:
         self.ran: Counter[int] = Counter()
         self.running = 0
+        self.short: list[int] = []  # calls whose items ended too soon, and without an error
 
     @method()
     async def add(self, call: int, number: int) -> int:
@@ -80,6 +84,57 @@ class Ledger:
         for item in range(items):
             yield Buffer(bytes([item % 256]) * size)
 
+    @method()
+    async def take(self, call: int, expected: int, items: AsyncIterator[int]) -> list[int]:
+        self.ran[call] += 1
+        self.running += 1
+        try:
+            got = [item async for item in items]
+        finally:
+            self.running -= 1
+        if len(got) != expected:
+            self.short.append(call)
+        return got
+
+    @method()
+    async def first(self, call: int, wanted: int, items: AsyncIterator[int]) -> list[int]:
+        self.ran[call] += 1
+        got: list[int] = []
+        async for item in items:
+            got.append(item)
+            if len(got) == wanted:
+                return got
+        self.short.append(call)
+        return got
+
+    @method()
+    async def checksum(self, call: int, parts: AsyncIterator[Buffer]) -> int:
+        self.ran[call] += 1
+        crc = 0
+        async for part in parts:
+            crc = zlib.crc32(part.data, crc)
+        return crc
+
+    @method()
+    async def mirror(
+        self, call: int, expected: int, items: AsyncIterator[int]
+    ) -> AsyncIterator[int]:
+        self.ran[call] += 1
+        self.running += 1
+        seen = 0
+        try:
+            async for item in items:
+                seen += 1
+                yield item
+        finally:
+            self.running -= 1
+        if seen != expected:
+            self.short.append(call)
+
+
+class OwnError(Exception):
+    """What a caller's iterator of items raises."""
+
 
 class Kind(Enum):
     """The outcomes that a call can have."""
@@ -92,6 +147,7 @@ class Kind(Enum):
     BUSY = "busy"
     TRUNCATED = "a stream cut short"
     CANCELLED = "cancelled here"
+    OWN = "the caller's own iterator failed"
     WRONG = "an error that the handler did not raise"
 
 
@@ -118,6 +174,7 @@ class Caller:
 
     def check(self) -> Counter[Kind]:
         """Hold the outcomes against the ledger; how many there are of each kind."""
+        assert not self.ledger.short, "a stream that was cut looked like one that ended"
         for outcome in self.outcomes:
             ran = self.ledger.ran[outcome.call]
             assert outcome.kind is not Kind.WRONG, outcome
@@ -141,6 +198,8 @@ async def _kind(step: Awaitable[None]) -> Kind:
         return Kind.DEADLINE
     except BusyError:
         return Kind.BUSY
+    except OwnError:
+        return Kind.OWN
     except RemoteError as error:
         return Kind.REMOTE if error.type_name == "ValueError" else Kind.WRONG
     except LinkError:
@@ -205,7 +264,58 @@ async def give_up(stub: Ledger, call: int) -> None:
     await task
 
 
-STEPS = (add, add, add, wait, fail, echo, add, count, parts, leave, give_up)
+async def send(stub: Ledger, call: int) -> None:
+    """Small items to the handler: all of them, in order, or an error."""
+    items = list(range(50 * (call % 5)))
+    assert await stub.take(call, len(items), _each(items)) == items
+
+
+async def send_parts(stub: Ledger, call: int) -> None:
+    """Buffers to the handler."""
+    data = random.Random(call).randbytes(120_000)
+    parts = [Buffer(data[at : at + 20_000]) for at in range(0, len(data), 20_000)]
+    assert await stub.checksum(call, _each(parts)) == zlib.crc32(data)
+
+
+async def send_too_many(stub: Ledger, call: int) -> None:
+    """Items without end, of which the handler takes some."""
+    assert await stub.first(call, 100, _each(itertools.count())) == list(range(100))
+
+
+async def break_off(stub: Ledger, call: int) -> None:
+    """Items whose iterator fails."""
+    await stub.take(call, -1, _each(range(call % 60), fails=True))
+    raise AssertionError("it should have raised")
+
+
+async def exchange(stub: Ledger, call: int) -> None:
+    """Items both ways at once."""
+    items = list(range(300))
+    assert [item async for item in stub.mirror(call, len(items), _each(items))] == items
+
+
+async def give_up_sending(stub: Ledger, call: int) -> None:
+    """Items that their sender cancels after a while."""
+    work = stub.take(call, -1, _each(itertools.count(), pause=0.005))
+    task: asyncio.Task[list[int]] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    await asyncio.sleep(0.01 * (call % 13))
+    task.cancel()
+    await task
+
+
+async def _each(items: Iterable[T], *, pause: float = 0.0, fails: bool = False) -> AsyncIterator[T]:
+    for item in items:
+        yield item
+        if pause:
+            await asyncio.sleep(pause)
+    if fails:
+        raise OwnError
+
+
+STEPS = (
+    *(add, send, add, add, wait, exchange, fail, echo, send_parts),
+    *(add, count, break_off, parts, leave, send_too_many, give_up, give_up_sending),
+)
 
 
 async def run(caller: Caller, calls: int, *, spread: float, seed: int) -> None:
