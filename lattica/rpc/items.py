@@ -8,7 +8,13 @@ from typing import Any
 
 import msgspec
 
-from lattica.errors import BadResultError, FrameError, LatticaError, StreamTruncatedError
+from lattica.errors import (
+    BadArgumentsError,
+    FrameError,
+    LatticaError,
+    RpcError,
+    StreamTruncatedError,
+)
 from lattica.rpc import messages as m
 from lattica.rpc.channel import Channel
 from lattica.rpc.codec import DECODE_ERRORS, ENCODE_ERRORS, Encoder
@@ -333,7 +339,7 @@ class ItemReader:
         elif isinstance(message, m.Item):
             total = sum(message.sizes)
             if total > self._channel.config.max_body:
-                self.fail(BadResultError(f"an item of {total} bytes is larger than max_body"))
+                self.fail(self._wrong(f"an item of {total} bytes is larger than max_body"))
                 self._stop()
             elif total:
                 self._item, self._item_bytes = message, size + total
@@ -345,13 +351,17 @@ class ItemReader:
             self._taken += size
             self.outcome = message if isinstance(message, m.End) else message.failure
 
+    def _wrong(self, text: str) -> RpcError:
+        # Without a type yet: only a caller's items come before their call.
+        return BadArgumentsError(text) if self._kind is None else self._kind.wrong(text)
+
     def _buffers(self, data: bytes, at: int) -> int:
         assert self._item is not None
         end = min(len(data), at + self._region.missing)
         try:
             self._region.write(memoryview(data)[at:end])
         except OSError as error:
-            self.fail(BadResultError(f"an item of {self._item_bytes} bytes: {error.strerror}"))
+            self.fail(self._wrong(f"an item of {self._item_bytes} bytes: {error.strerror}"))
             self._stop()
             return end
         if not self._region.missing:

@@ -62,9 +62,9 @@ class ItemType:
                 return [], self.wrong(error)
         return self._some(arrived.value)
 
-    def wrong(self, error: Exception) -> RpcError:
+    def wrong(self, problem: Exception | str) -> RpcError:
         """The error of a wrong item."""
-        return self._error(f"{self._title}: {error}")
+        return self._error(f"{self._title}: {problem}")
 
     def _some(self, batch: msgspec.Raw) -> tuple[list[Any], RpcError | None]:
         items: list[Any] = []

@@ -16,8 +16,8 @@ from lattica.rpc import messages as m
 from lattica.rpc import serving as serving_module
 from lattica.rpc.framing import FrameReader, frame
 from tests.rpc.mesh import Mesh, until
+from tests.rpc.puppet import Stage, call, item
 from tests.rpc.services import Bench
-from tests.rpc.test_hostile import Stage, call, item
 
 pytestmark = pytest.mark.anyio
 WINDOW = 64 * KIB

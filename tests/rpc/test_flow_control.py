@@ -13,8 +13,8 @@ from lattica.config import KIB, RpcConfig
 from lattica.rpc import Buffer
 from lattica.rpc import messages as m
 from tests.rpc.mesh import Mesh
+from tests.rpc.puppet import Stage, call
 from tests.rpc.services import Bench
-from tests.rpc.test_hostile import Stage, call
 
 pytestmark = pytest.mark.anyio
 

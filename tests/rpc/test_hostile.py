@@ -13,98 +13,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lattica.config import KIB, MIB, RpcConfig
-from lattica.errors import LinkError
-from lattica.link.interface import Link
+from lattica.config import MIB, RpcConfig
 from lattica.rpc import Buffer, channel
 from lattica.rpc import messages as m
-from lattica.rpc.framing import FrameReader, frame
-from tests.rpc.mesh import Mesh, until
+from lattica.rpc.framing import frame
+from tests.rpc.mesh import until
+from tests.rpc.puppet import END, NIL, WINDOW, Stage, call, item
 from tests.rpc.services import Bench
 
 pytestmark = pytest.mark.anyio
-NIL = msgspec.Raw(b"\xc0")
-WINDOW = 64 * KIB
-
-
-class Puppet:
-    """A peer that speaks raw bytes, and keeps what it hears."""
-
-    def __init__(self, link: Link) -> None:
-        self.link = link
-        self.reader = FrameReader(64 * MIB)
-        self.heard: list[Any] = []
-        self.data: dict[int, bytes] = {}
-        self.stopped: dict[int, int] = {}
-        self.error: LinkError | None = None
-        self.control = link.open_stream(unidirectional=False)
-
-    def stream_data(self, stream_id: int, data: bytes, end: bool) -> None:
-        if stream_id == self.control:
-            for payload in self.reader.feed(data):
-                self.heard += msgspec.msgpack.decode(payload, type=list[m.Control])
-        else:
-            self.data[stream_id] = self.data.get(stream_id, b"") + data
-
-    def stream_reset(self, stream_id: int, code: int) -> None: ...
-
-    def stream_stopped(self, stream_id: int, code: int) -> None:
-        self.stopped[stream_id] = code
-
-    def link_lost(self, error: LinkError) -> None:
-        self.error = error
-
-    def say(self, *messages: Any) -> None:
-        self.link.write(self.control, frame(msgspec.msgpack.encode(messages)))
-
-    def greet(self) -> None:
-        self.say(m.Hello(m.VERSION, MIB, 100))
-
-    def open(self, header: Any) -> int:
-        stream = self.link.open_stream(unidirectional=True)
-        self.link.write(stream, frame(msgspec.msgpack.encode(header)))
-        return stream
-
-    def outcomes(self) -> list[Any]:
-        return [one for one in self.heard if isinstance(one, m.Result | m.Failure)]
-
-
-class Stage(Mesh):
-    """`b` serves a `Bench`; the member `a` is a puppet."""
-
-    puppet: Puppet
-
-    async def __aenter__(self) -> Stage:
-        await super().__aenter__()
-        self.bench = Bench()
-        self.b.register("bench", self.bench)
-        self.a.links.set_acceptor(self._puppet)
-        await self.a.links.connect(self.b.local)
-        return self
-
-    def _puppet(self, link: Link) -> Puppet:
-        self.puppet = Puppet(link)
-        return self.puppet
-
-    async def refused(self, *, says: str = "") -> None:
-        """The link was closed for a bad frame, which was counted; others are served on."""
-        await until(lambda: self.puppet.error is not None)
-        assert "FrameError" in str(self.puppet.error)
-        assert says in str(self.puppet.error)
-        assert self.b.counters["bad_frame"] == 1
-        assert await self.stranger.client(self.b.local, Bench, "bench").echo(Buffer(b"x"))
-        await until(lambda: len(self.b._sessions) == 1)
 
 
 @pytest.fixture
 async def stage() -> AsyncIterator[Stage]:
     async with Stage(RpcConfig(stream_window=WINDOW, max_streams_per_peer=8)) as stage:
         yield stage
-
-
-def call(n: int, method: str = "add", args: Any = (1, 1), **kwargs: Any) -> m.Call:
-    raw = msgspec.Raw(msgspec.msgpack.encode(args))
-    return m.Call(n, "bench", method, 5.0, raw, **kwargs)
 
 
 BAD_CONTROL: dict[str, list[bytes]] = {
@@ -336,14 +259,6 @@ async def hostile_items(stage: Stage, *chunks: bytes, end: bool = True) -> list[
         puppet.link.reset_stream(stream, 7)
     await task
     return got
-
-
-def item(value: Any, *sizes: int) -> bytes:
-    raw = msgspec.Raw(msgspec.msgpack.encode(value))
-    return frame(msgspec.msgpack.encode(m.Item(raw, sizes)))
-
-
-END = frame(msgspec.msgpack.encode(m.End()))
 
 
 async def test_a_whole_stream(stage: Stage) -> None:
