@@ -12,6 +12,7 @@ import anyio
 from lattica.path.udp import UdpPath
 from tests.rpc.quic import OTHER, SERVER, address, peer
 from tests.rpc.services import Bench
+from tests.rpc.upload_services import Intake
 
 
 async def main() -> None:
@@ -19,6 +20,7 @@ async def main() -> None:
     identity = OTHER if sys.argv[2:] == ["other"] else SERVER
     async with peer(identity, "server", path=UdpPath.bind(bind)) as rpc:
         rpc.register("bench", Bench())
+        rpc.register("intake", Intake())
         print(address(rpc)[0], flush=True)
         await anyio.sleep_forever()
 

@@ -27,6 +27,7 @@ from lattica.rpc import Buffer, Rpc
 from tests.rpc.mesh import collect
 from tests.rpc.quic import CLIENT, SERVER, STRANGER, address, peer
 from tests.rpc.services import Bench
+from tests.rpc.upload_services import Intake, Producer
 
 pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,20 @@ async def server(client: Rpc) -> AsyncIterator[Bench]:
 @pytest.fixture
 def stub(client: Rpc, server: Bench) -> Bench:
     return client.client(SERVER.peer_id, Bench, "bench", timeout=20)
+
+
+@pytest.fixture
+async def intake(client: Rpc) -> AsyncIterator[Intake]:
+    intake = Intake()
+    async with peer(SERVER, "server") as rpc:
+        rpc.register("intake", intake)
+        client.links.learn(rpc.local, address(rpc))
+        yield intake
+
+
+@pytest.fixture
+def taker(client: Rpc, intake: Intake) -> Intake:
+    return client.client(SERVER.peer_id, Intake, "intake", stream_timeout=20)
 
 
 @pytest.mark.parametrize("size", [0, 128, 16 * KIB + 1, 256 * KIB, 5_000_000])
@@ -171,6 +186,69 @@ async def test_both_ends_call_each_other_at_once_from_nothing(client: Rpc) -> No
         assert results == [i + 1 for i in range(50)] * 2
 
 
+# ---------------------------------------------------- items from the caller
+
+
+async def test_uploads_of_small_and_of_large_items(taker: Intake) -> None:
+    assert await taker.total(Producer().count(20_000)) == sum(range(20_000))
+    parts = [os.urandom(size) for size in (0, 5, 3_000_000, 7, 100_000)]
+    got = await taker.join(b"-", [Buffer(part) for part in parts], end=b"!")  # type: ignore[arg-type]
+    assert bytes(got) == b"-".join(parts) + b"!"
+
+
+async def test_items_both_ways(taker: Intake) -> None:
+    doubled = [item async for item in taker.double(Producer().count(20_000))]
+    assert doubled == list(range(0, 40_000, 2))
+
+
+async def test_uploads_that_end_early_from_either_side(taker: Intake, intake: Intake) -> None:
+    async with asyncio.timeout(20):
+        producer = Producer()
+        assert await taker.first(producer.count(10**9), 3) == [0, 1, 2]
+        await producer.ended.wait()
+        with pytest.raises(KeyError, match="my own"):
+            await taker.total(Producer().count(1000, fail_at=500))
+        assert isinstance(intake.errors[-1], RemoteError)
+        with pytest.raises(RemoteError, match="no 0"):
+            await taker.fail(Producer().count(10**9))
+
+
+async def test_cancelling_an_upload_reaches_the_handler(taker: Intake, intake: Intake) -> None:
+    async with asyncio.timeout(10):
+        producer = Producer()
+        task = asyncio.ensure_future(taker.hang(producer.count(10**9)))
+        await intake.started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await producer.ended.wait()
+        await intake.ended.wait()
+
+
+async def test_a_handler_that_takes_nothing_stops_the_producer(
+    taker: Intake, intake: Intake
+) -> None:
+    async with asyncio.timeout(20):
+        producer = Producer()
+        task = asyncio.ensure_future(taker.slow(producer.parts(1000, 10_000)))
+        before = -1
+        while producer.made != before:
+            before = producer.made
+            await taker.ping()
+            await asyncio.sleep(0.05)
+        assert 0 < before <= RpcConfig().stream_window // 10_000 + 3
+        intake.release.set()
+        assert await task == 10_000_000
+
+
+async def test_uploads_at_once_beside_calls(taker: Intake) -> None:
+    async with asyncio.timeout(30):
+        totals = [taker.total(Producer().count(500 + n)) for n in range(300)]
+        pings = [taker.ping() for _ in range(300)]
+        results = await asyncio.gather(*totals, *pings)
+    assert results == [sum(range(500 + n)) for n in range(300)] + [1] * 300
+
+
 # ------------------------------------------------------------- two processes
 
 
@@ -199,6 +277,21 @@ async def test_a_killed_process_ends_calls_and_streams_within_two_seconds(client
             outcomes = await asyncio.gather(*calls, return_exceptions=True)
             with pytest.raises(CallLostError):
                 await anext(items)
+        assert all(isinstance(one, CallLostError) and one.may_have_run for one in outcomes)
+
+
+async def test_a_killed_process_ends_uploads(client: Rpc) -> None:
+    with server_process() as (where, process):
+        client.links.learn(SERVER.peer_id, [where])
+        stub = client.client(SERVER.peer_id, Intake, "intake", stream_timeout=30)
+        producers = [Producer() for _ in range(20)]
+        calls = [asyncio.ensure_future(stub.hang(each.silent(3))) for each in producers]
+        await stub.ping()
+        process.send_signal(signal.SIGKILL)
+        async with asyncio.timeout(2.5):
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            for producer in producers:
+                await producer.ended.wait()
         assert all(isinstance(one, CallLostError) and one.may_have_run for one in outcomes)
 
 
