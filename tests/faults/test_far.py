@@ -116,7 +116,7 @@ async def test_ten_seconds_of_darkness_lose_no_call(seed: int) -> None:
             await probe
             assert loop.time() - dark_until < 2.5, "it is noticed soon that the path is back"
         found = caller.check()
-        assert set(found) <= {Kind.VALUE, Kind.REMOTE, Kind.CANCELLED}
+        assert set(found) <= {Kind.VALUE, Kind.REMOTE, Kind.OWN, Kind.CANCELLED}
         assert here.endpoint.current() == (link,)
         await settle(here, there)
 
