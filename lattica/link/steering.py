@@ -14,7 +14,8 @@ from lattica.path.interface import Path, VirtualAddress
 from lattica.path.mtu import BASE, NEVER, MtuSearch
 from lattica.path.probes import Kind, ProbeKeys, Prober
 from lattica.path.relay import SCHEME as RELAY_SCHEME
-from lattica.path.ways import Orders, Way, WayEvents, WayKind, Ways
+from lattica.path.way import Orders, Way, WayEvents, WayKind
+from lattica.path.ways import Ways
 
 MANY_LOST = 4  # packets, between two looks, and
 MOST_LOST = 0.25  # of those sent since: more than chance takes, so are they too large?

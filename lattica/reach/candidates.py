@@ -10,7 +10,7 @@ from lattica.config import NatConfig, ReachConfig
 from lattica.errors import AddressError
 from lattica.path import addresses as text
 from lattica.path.scopes import Scope, scope_of
-from lattica.path.ways import Way, WayKind
+from lattica.path.way import Way, WayKind
 from lattica.reach.contacts import MANY
 from lattica.reach.messages import MAX_ADDRESSES, News
 from lattica.reach.nat import NatObserver

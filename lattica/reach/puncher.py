@@ -14,7 +14,7 @@ from lattica.link.steering import Steering
 from lattica.path import addresses as text
 from lattica.path.combined import CombinedPath
 from lattica.path.extra import ExtraPaths
-from lattica.path.ways import WayKind
+from lattica.path.way import WayKind
 from lattica.reach.candidates import Candidates
 from lattica.reach.messages import News
 from lattica.reach.plan import Punch, guess_hosts

@@ -15,7 +15,7 @@ from lattica.errors import AddressError, BusyError, LatticaError, UnknownMethodE
 from lattica.identity.keys import PeerId
 from lattica.link.quic_link import QuicLink
 from lattica.path import addresses as text
-from lattica.path.ways import Way, WayKind
+from lattica.path.way import Way, WayKind
 from lattica.reach.candidates import Candidates
 from lattica.reach.detours import Detours
 from lattica.reach.messages import SERVICE, News, Order

@@ -10,7 +10,8 @@ import pytest
 
 from lattica.path.interface import VirtualAddress
 from lattica.path.probes import ProbeKeys, Prober
-from lattica.path.ways import Way, WayEvents, WayKind, Ways
+from lattica.path.way import Way, WayEvents, WayKind
+from lattica.path.ways import Ways
 
 BINDING = bytes(range(32))
 FIRST = "relay"

@@ -15,7 +15,7 @@ from lattica.link.endpoint import Endpoint
 from lattica.link.quic_link import QuicLink
 from lattica.path import addresses as text
 from lattica.path.combined import CombinedPath
-from lattica.path.ways import WayKind
+from lattica.path.way import WayKind
 from lattica.reach.reach import Reach
 from lattica.rpc import Buffer, Rpc, builtin
 from lattica.rpc.builtin import PeerService, peer_client

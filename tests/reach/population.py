@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 import anyio
 import msgspec
 
-from lattica.path.ways import WayKind
+from lattica.path.way import WayKind
 from lattica.virtual_loop import VirtualLoop
 from tests.netlab import kinds
 from tests.netlab.memory_lab import MemoryLab

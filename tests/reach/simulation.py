@@ -13,7 +13,8 @@ from collections.abc import Callable
 from itertools import count
 
 from lattica.path import addresses as text
-from lattica.path.ways import MAX_WAYS, WayTimers
+from lattica.path.way import WayTimers
+from lattica.path.ways import MAX_WAYS
 from lattica.reach.nat import NatObserver, NatReport
 from lattica.reach.plan import Punch, Side, plan
 from lattica.reach.spray import Openings, Spray

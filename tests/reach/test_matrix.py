@@ -12,7 +12,7 @@ import os
 import anyio
 import pytest
 
-from lattica.path.ways import WayKind
+from lattica.path.way import WayKind
 from lattica.reach.plan import Method
 from lattica.virtual_loop import VirtualLoop
 from tests.netlab.kinds import KINDS, PUBLIC, UDP_BLOCKED

@@ -12,7 +12,8 @@ import pytest
 from lattica.path import addresses as text
 from lattica.path.interface import VirtualAddress
 from lattica.path.probes import ProbeKeys, Prober
-from lattica.path.ways import WayEvents, WayKind, Ways
+from lattica.path.way import WayEvents, WayKind
+from lattica.path.ways import Ways
 from lattica.reach.plan import Method
 from tests.netlab import kinds
 from tests.netlab.nat import Nat, Packet
