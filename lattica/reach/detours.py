@@ -11,6 +11,7 @@ from anyio.abc import TaskGroup
 
 from lattica.config import ReachConfig
 from lattica.errors import AddressError, IdentityError, LatticaError, LinkError, RelayError
+from lattica.identity import grants
 from lattica.identity.keys import PeerId
 from lattica.link.endpoint import Endpoint
 from lattica.path import addresses as text
@@ -59,9 +60,11 @@ class Detours:
         if relay in (peer, self._endpoint.local):
             raise AddressError(f"{address!r}: a relay stands between two others")
         try:
-            await self._endpoint.connect(relay, [where])
+            link = await self._endpoint.connect(relay, [where])
         except LatticaError as error:
             raise AddressError(f"{address}: {error}") from error
+        if not grants.allows(link.remote.scopes, grants.RELAY):
+            raise AddressError(f"{address}: the mesh has not granted that peer to relay")
         leg = self._legs.find(relay)
         if leg is None or self._tasks is None:
             raise AddressError(f"{address}: the relay is itself reached through a relay")

@@ -10,6 +10,7 @@ import msgspec
 
 from lattica.config import ReachConfig
 from lattica.errors import LatticaError
+from lattica.identity import grants
 from lattica.identity.keys import PeerId
 from lattica.identity.tickets import Contact
 from lattica.link.endpoint import Endpoint
@@ -166,6 +167,8 @@ class RelayKeeper:
             with anyio.fail_after(2 * timeout):
                 direct = [each for each in addresses if not text.is_relay(each)]
                 link = await self._endpoint.connect(peer, direct)
+                if not grants.allows(link.remote.scopes, grants.RELAY):
+                    return False  # not trusted with it by the mesh
                 if self._legs.find(peer) is None:
                     return False  # reached through a relay itself
                 client = self._rpc.client(peer, ReachService, SERVICE, timeout=timeout)

@@ -129,9 +129,15 @@ class Peer:
         self._changed = anyio.Event()
 
 
-def member(identity: Identity, *, expires: float = 4e9, mesh: Identity = MESH) -> Membership:
-    """A membership with a direct grant of `CALL`."""
-    grant = issue(mesh, mesh=mesh.peer_id, subject=identity.peer_id, scopes=[CALL], expires=expires)
+def member(
+    identity: Identity,
+    *,
+    expires: float = 4e9,
+    mesh: Identity = MESH,
+    scopes: Sequence[str] = (CALL,),
+) -> Membership:
+    """A membership with a direct grant."""
+    grant = issue(mesh, mesh=mesh.peer_id, subject=identity.peer_id, scopes=scopes, expires=expires)
     return Membership(mesh.peer_id, (grant,))
 
 

@@ -9,6 +9,7 @@ import anyio
 import msgspec
 
 from lattica.config import Config, LinkConfig
+from lattica.identity.grants import CALL, RELAY
 from lattica.identity.keys import Identity, PeerId
 from lattica.identity.tickets import Contact
 from lattica.link.endpoint import Endpoint
@@ -83,6 +84,7 @@ async def lab_peer(
     config: Config = CONFIG,
     listens_tcp: bool = False,
     tcp_port: int = 4443,
+    scopes: Sequence[str] = (CALL, RELAY),
 ) -> AsyncIterator[LabPeer]:
     """A running peer on a host of the lab."""
     identity = Identity(name.encode().ljust(32))
@@ -99,7 +101,7 @@ async def lab_peer(
 
     async with AsyncExitStack() as stack:
         endpoint = await stack.enter_async_context(
-            Endpoint(identity, member(identity), path, name=name, config=config.link)
+            Endpoint(identity, member(identity, scopes=scopes), path, name=name, config=config.link)
         )
         rpc = await stack.enter_async_context(Rpc(endpoint, config=config.rpc, name=name))
         builtin.install(rpc)

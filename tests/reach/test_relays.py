@@ -8,8 +8,10 @@ import pytest
 
 from lattica.config import ReachConfig, RelayConfig
 from lattica.errors import UnreachableError
+from lattica.identity.grants import CALL
 from lattica.path import addresses as text
 from lattica.virtual_loop import VirtualLoop
+from tests.link.helpers import ALICE
 from tests.netlab.kinds import PORT_RESTRICTED, PUBLIC, SYMMETRIC_RANDOM
 from tests.netlab.memory_lab import MemoryLab
 from tests.reach.peers import ACCESS, CONFIG, lab_host, lab_peer, lab_relays, ready, until
@@ -65,6 +67,19 @@ async def test_a_relay_that_is_no_relay_is_not_used() -> None:
         await anyio.sleep(60.0)
         assert a.reach.relays == ()
         assert not [each for each in a.reach.addresses if text.is_relay(each)]
+
+
+async def test_a_relay_without_the_meshs_grant_is_not_used() -> None:
+    lab = MemoryLab(seed=4)
+    async with (
+        lab_peer(lab_host(lab, PUBLIC), "r", relay=True, scopes=[CALL]) as relay,
+        lab_peer(lab_host(lab, PORT_RESTRICTED), "a", relays=[relay]) as a,
+    ):
+        await anyio.sleep(60.0)
+        assert a.reach.relays == ()
+        address = text.join_relay(str(relay.id), relay.endpoint.addresses[0])
+        with pytest.raises(UnreachableError, match="not granted that peer to relay"):
+            await a.endpoint.connect(ALICE.peer_id, [address])
 
 
 async def test_whom_strangers_reach_relays_by_itself() -> None:
