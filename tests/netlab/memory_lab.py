@@ -88,6 +88,12 @@ class MemoryHost:
                 is_ipv6 = each._address.startswith("[")
                 each._address = text.join(self.address6 or "::" if is_ipv6 else self.address, port)
 
+    def lose_ipv6(self) -> None:
+        """Have no IPv6 address from now on."""
+        if self.address6 is not None:
+            self.site.remove(self.address6)
+            self.address6 = None
+
     def send(self, packet: Packet, data: bytes) -> None:
         """Put any packet on the wire, also one with a source that is not this host's."""
         self.site.send(packet, data)

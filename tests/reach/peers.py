@@ -22,6 +22,7 @@ from lattica.rpc import Buffer, Rpc, builtin
 from lattica.rpc.builtin import PeerService, peer_client
 from tests.link.helpers import member
 from tests.netlab.kinds import PUBLIC, Kind
+from tests.netlab.memory_dual import DualMemoryPath
 from tests.netlab.memory_lab import MemoryHost, MemoryLab
 from tests.netlab.memory_stream import MemoryStreamPath
 
@@ -90,7 +91,7 @@ async def lab_peer(
     identity = Identity(name.encode().ljust(32))
     path = CombinedPath(
         {
-            text.UDP: host.path(4242),
+            text.UDP: DualMemoryPath(host, 4242) if host.address6 else host.path(4242),
             text.TCP: MemoryStreamPath(host, tcp_port, is_listening=listens_tcp),
         },
         make_extra=lambda: host.path(0),

@@ -132,6 +132,29 @@ async def test_a_peer_that_goes_to_another_network(kind: str) -> None:
         await until(lambda: not is_relayed(w.a, w.b), 30.0)
 
 
+async def test_a_line_that_loses_ipv6() -> None:
+    """With IPv4 alone these two need a relay; with IPv6 their firewalls open to each other."""
+    lab = MemoryLab(seed=2)
+    site_a, site_b = (lab.site(SYMMETRIC_RANDOM, ipv6=True, delay=ACCESS) for _ in range(2))
+    async with (
+        lab_relays(lab) as relays,
+        lab_peer(lab.host(site_a), "a", relays=relays) as a,
+        lab_peer(lab.host(site_b), "b", relays=relays) as b,
+    ):
+        await ready(a, b)
+        await a.dial(b)
+        await until(lambda: a.link(b).address.startswith("[2001:db8:"), 10.0)
+        link = a.link(b)
+        async with load(a, b, 10.0) as made:
+            await anyio.sleep(2.0)
+            a.host.lose_ipv6()
+            await until(lambda: is_relayed(a, b), 5.0)
+        made.check()
+        print(f"gap {made.gap():.2f} s")
+        assert made.gap() < ON_A_CUT
+        assert a.link(b) is link
+
+
 async def test_datagrams_that_must_get_smaller() -> None:
     async with world() as w:
         await w.direct()
