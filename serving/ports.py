@@ -33,7 +33,7 @@ class MeshPeer(Protocol):
 
     @property
     def rpc(self) -> Any:
-        """Its `Rpc`; `unregister(name)` and `links.find(peer)` are used."""
+        """Its `Rpc`; `unregister(name)` and its `links` are used."""
         ...
 
     @property

@@ -15,6 +15,7 @@ import msgspec
 
 from lattica.errors import IdentityError, LatticaError
 from lattica.identity.keys import PeerId
+from lattica.link.supervision import PeerState
 from serving.config import ServingConfig
 from serving.errors import UnknownModelError
 from serving.messages import StageInfo
@@ -120,8 +121,10 @@ class Roster:
         """Spare the next caller the wait for peers that nothing is heard of."""
         until = time.monotonic() + self._config.ghost_for
         claims = self.claims()
+        links = self._peer.rpc.links
         for peer in asked:
-            if peer in answered or self._peer.rpc.links.find(peer) is not None:
+            is_heard = links.find(peer) is not None and links.state(peer) is not PeerState.SUSPECT
+            if peer in answered or is_heard:
                 self._ghosts.pop(peer, None)
             elif peer in claims:
                 self._ghosts[peer] = (claims[peer], until)

@@ -191,8 +191,8 @@ class Neighbours:
             return False
         if await self.protocol.call_ping(self.table.find(peer) or PeerNode(peer)):
             return True
-        # Links have heartbeats: an open one shows life even if this service is not there.
-        return self._rpc.links.find(peer) is not None
+        # Links have heartbeats: they show life even if this service is not there.
+        return self.protocol.is_heard(peer)
 
     def seen(self, node: PeerNode) -> None:
         """A member of the mesh called: it enters the table once it answers us."""

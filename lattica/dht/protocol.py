@@ -24,6 +24,7 @@ from lattica.identity import grants
 from lattica.identity.keys import PeerId
 from lattica.identity.signed import Signed
 from lattica.identity.tickets import Contact
+from lattica.link.supervision import PeerState
 from lattica.rpc import Rpc
 
 MAX_SUSPECTS = 1024
@@ -111,10 +112,15 @@ class DhtProtocol:
         until = self._suspects.get(peer)
         if until is None:
             return False
-        if until > self._clock.monotonic() and self._rpc.links.find(peer) is None:
+        if until > self._clock.monotonic() and not self.is_heard(peer):
             return True
         del self._suspects[peer]
         return False
+
+    def is_heard(self, peer: PeerId) -> bool:
+        """Whether there is a link to a peer, and it shows life."""
+        links = self._rpc.links
+        return links.find(peer) is not None and links.state(peer) is not PeerState.SUSPECT
 
     def suspect(self, peer: PeerId) -> None:
         """A peer may be gone: leave it out of look-ups for a while, or until it links to us."""
@@ -165,14 +171,14 @@ class DhtProtocol:
         if isinstance(error, BusyError):
             return
         node.strikes += 1
-        linked = self._rpc.links.find(node.peer) is not None
+        heard = self.is_heard(node.peer)
         # A deadline on a link whose heartbeats go on means slow, not gone.
-        if isinstance(error, DeadlineError) and linked and node.strikes < STRIKES:
+        if isinstance(error, DeadlineError) and heard and node.strikes < STRIKES:
             return
         if self._table.find(node.peer) is not None:
             self._table.remove_contact(node)
             self._remember_lost(node)
-        if not linked:
+        if not heard:
             self.suspect(node.peer)
 
     def _remember_lost(self, node: PeerNode) -> None:

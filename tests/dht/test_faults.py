@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import anyio
@@ -11,7 +12,9 @@ from lattica.config import DhtConfig
 from lattica.dht import dht_key, node_id
 from lattica.dht.messages import SERVICE, FindReply
 from lattica.dht.records import PEER
+from lattica.dht.routing import PeerNode
 from lattica.dht.service import DhtService
+from lattica.errors import DeadlineError
 from lattica.identity import wire
 from lattica.identity.keys import PeerId
 from lattica.identity.signed import Signed
@@ -120,6 +123,30 @@ async def test_a_dead_peer_that_calls_is_alive_at_once() -> None:
         again = await made.start(number=1)
         await again.dht.bootstrap([one.contact])
         assert await one.dht.alive(again.id)
+
+
+async def test_a_link_on_which_nothing_is_heard_does_not_show_life(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with mesh(3) as made:
+        one, other, _ = made.peers
+        protocol = one.dht.neighbours.protocol
+
+        async def unanswered(node: PeerNode) -> bool:
+            protocol._unanswered(node, DeadlineError("no answer in time"))
+            return False
+
+        monkeypatch.setattr(protocol, "call_ping", unanswered)
+        assert await one.dht.alive(other.id)  # slow, but it is heard
+        assert one.dht.table.find(other.id) is not None
+        peers, now = one.links._peers, asyncio.get_running_loop().time()
+        peers.tell(peers.supervisor.suspect(other.id, "nothing was heard", now))
+        assert one.links.find(other.id) is not None
+        assert not await one.dht.alive(other.id)
+        assert one.dht.table.find(other.id) is None
+        assert protocol.is_suspect(other.id)
+        peers.tell(peers.supervisor.heard(other.id, now))
+        assert not protocol.is_suspect(other.id)
 
 
 async def test_memory_for_suspects_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
