@@ -83,7 +83,6 @@ class Puncher:
 
     async def _offer(self, steering: Steering, theirs: News, *, is_dialer: bool) -> None:
         """Probe where the other end may be; a few packets each."""
-        steering.name((*theirs.addresses, *theirs.report.public, *theirs.hosts))
         # One connection is enough: the dialer's, unless only the other end can make one.
         may_connect = is_dialer or not any(map(_is_stream, self._candidates.direct()))
         for address in self._candidates.worth_trying(theirs):

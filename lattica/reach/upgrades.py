@@ -44,6 +44,15 @@ class _Care:
         self.wake.set()
         self.attempts = 0
 
+    def learn(self, theirs: News) -> None:
+        """The other end has told where it is: ways from there may be its own.
+
+        At once, for the way may open before the order to punch arrives, or without one.
+        """
+        self.theirs = theirs
+        if self.link.steering is not None:
+            self.link.steering.name((*theirs.addresses, *theirs.report.public, *theirs.hosts))
+
 
 class Attempt(msgspec.Struct, frozen=True):
     """One try to make a link direct, for people."""
@@ -135,7 +144,7 @@ class Upgrades:
         care = self._care(peer)
         if care is not None:
             is_news = care.theirs is not None and care.theirs.addresses != theirs.addresses
-            care.theirs = theirs
+            care.learn(theirs)
             if is_news and care.link.is_dialer:
                 care.hurry()
 
@@ -150,7 +159,7 @@ class Upgrades:
             return
         if care.is_punching or (needs_room(order.punch) and self._puncher.is_busy):
             raise BusyError("an attempt runs already", retry_after=self._config.punch_time)
-        care.theirs = order.news
+        care.learn(order.news)
         self._start(self._follow, care, order)
 
     # ------------------------------------------------------------------ inside
@@ -250,7 +259,8 @@ class Upgrades:
             link.remote.peer, ReachService, SERVICE, timeout=self._config.call_timeout
         )
         mine = self._candidates.news()
-        theirs = care.theirs = await client.exchange(mine)
+        theirs = await client.exchange(mine)
+        care.learn(theirs)
         if is_direct(steering):
             return self._config.upgrade_max
         punch = plan(mine.report, theirs.report)
@@ -336,7 +346,7 @@ class Upgrades:
         peer = care.link.remote.peer
         client = self._rpc.client(peer, ReachService, SERVICE, timeout=self._config.call_timeout)
         try:
-            care.theirs = await client.exchange(self._candidates.news())
+            care.learn(await client.exchange(self._candidates.news()))
         except (LatticaError, TimeoutError) as error:
             log.debug("%s was not told of new addresses: %s", peer.short, error)
 
