@@ -24,7 +24,7 @@ from lattica.path.interface import (
     VirtualAddress,
 )
 from lattica.path.sockets import Physical
-from lattica.path.tcp_connection import TcpConnection
+from lattica.path.tcp_connection import OpenSocket, TcpConnection
 from lattica.path.tcp_frames import MAX_FRAME
 
 LOOPBACK_WINDOW = 2 * 1024 * 1024  # bytes; more only makes small calls wait longer
@@ -41,8 +41,17 @@ _OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class TcpPath:
     """See `lattica.path.interface.Path`."""
 
-    def __init__(self, listener: socket.socket | None = None) -> None:
-        """Take over a listening socket; without one, connections can only be dialled."""
+    def __init__(
+        self,
+        listener: socket.socket | None = None,
+        *,
+        open_socket: OpenSocket = socket.socket,
+    ) -> None:
+        """Take over a listening socket; without one, connections can only be dialled.
+
+        `open_socket` makes the sockets of outgoing connections.
+        """
+        self._open_socket = open_socket
         self._listener = listener
         self._bound = listener.getsockname() if listener is not None else None
         self._receiver: Receiver | None = None
@@ -215,7 +224,15 @@ class TcpPath:
         loop = self._loop or asyncio.get_running_loop()
         address = VirtualAddress("tcp", self._next)
         self._next += 1
-        connection = TcpConnection(self, loop, address, physical, family=family, accepted=accepted)
+        connection = TcpConnection(
+            self,
+            loop,
+            address,
+            physical,
+            family=family,
+            open_socket=self._open_socket,
+            accepted=accepted,
+        )
         connection.expires = loop.time() + IDLE
         self._connections[address] = connection
         return connection

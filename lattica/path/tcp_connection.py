@@ -17,6 +17,8 @@ MAX_QUEUE = 6 * 1024 * 1024  # bytes waiting for the socket; more than any windo
 READ = 256 * 1024  # bytes a wake-up, so that other connections get their turn
 _IN_PROGRESS = (errno.EINPROGRESS, errno.EWOULDBLOCK)
 
+OpenSocket = Callable[[int, int], socket.socket]  # given the family and the type
+
 
 class ConnectionOwner(Protocol):
     """What a connection needs of its path."""
@@ -41,6 +43,7 @@ class TcpConnection:
         physical: Physical,
         *,
         family: int = socket.AF_INET,
+        open_socket: OpenSocket = socket.socket,
         accepted: socket.socket | None = None,
     ) -> None:
         """`physical` is where the other end is, or is to be."""
@@ -55,6 +58,7 @@ class TcpConnection:
         self._owner = owner
         self._loop = loop
         self._family = family
+        self._open_socket = open_socket
         self._reader = FrameReader()
         self._writer = FrameWriter(MAX_QUEUE)
         self._is_connected = accepted is not None
@@ -90,7 +94,7 @@ class TcpConnection:
     # ------------------------------------------------------------------ inside
 
     def _connect(self) -> None:
-        sock = socket.socket(self._family, socket.SOCK_STREAM)
+        sock = self._open_socket(self._family, socket.SOCK_STREAM)
         _prepare(sock)
         self._socket = sock
         number = sock.connect_ex(self.physical)

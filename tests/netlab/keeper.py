@@ -46,14 +46,17 @@ class Keeper:
         """Until the other end closes."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
-        loop.add_reader(self._control, self._asked)
-        self._say([0, None, None])
+        loop.add_reader(self._control, self._asked, self._control)
+        self._say(self._control, [0, None, None])
         await self._over.wait()  # as long as the test lives
 
-    def _asked(self) -> None:
-        data, fds, _, _ = socket.recv_fds(self._control, MESSAGE, 8)
+    def _asked(self, control: socket.socket) -> None:
+        data, fds, _, _ = socket.recv_fds(control, MESSAGE, 8)
         if not data:
-            self._over.set()
+            asyncio.get_running_loop().remove_reader(control)
+            control.close()
+            if control is self._control:
+                self._over.set()
             return
         number, what, arguments = msgspec.json.decode(data)
         try:
@@ -65,13 +68,13 @@ class Keeper:
                 os.close(fd)
         if isinstance(result, socket.socket):
             with result:
-                self._say([number, answered, None], result.fileno())
+                self._say(control, [number, answered, None], result.fileno())
         else:
-            self._say([number, answered, result])
+            self._say(control, [number, answered, result])
 
-    def _say(self, message: list[Any], *fds: int) -> None:
+    def _say(self, control: socket.socket, message: list[Any], *fds: int) -> None:
         try:
-            socket.send_fds(self._control, [msgspec.json.encode(message)], fds)
+            socket.send_fds(control, [msgspec.json.encode(message)], fds)
         except OSError:
             self._over.set()
 
@@ -86,7 +89,12 @@ class Keeper:
             process = self._processes.pop(pid, None)
             if process is not None:
                 process.returncode = os.waitstatus_to_exitcode(status)
-                self._say([-pid, None, process.returncode])
+                self._say(self._control, [-pid, None, process.returncode])
+
+    def do_channel(self, fd: int) -> None:
+        """Questions may come over another socket as well."""
+        other = socket.socket(fileno=os.dup(fd))
+        asyncio.get_running_loop().add_reader(other, self._asked, other)
 
     def do_site(self, kind: Any, behind: int | None, **options: Any) -> dict[str, Any]:
         site = self._plant.site(

@@ -49,6 +49,7 @@ class Lab:
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self._exits: dict[int, asyncio.Future[int]] = {}
         self._given: list[socket.socket] = []
+        self._channel: socket.socket | None = None
         self.folder = Path()  # for files of processes; the keeper removes it
         self.processes: list[LabProcess] = []
 
@@ -73,6 +74,10 @@ class Lab:
         loop.add_reader(self._control, self._answered)
         try:
             await asyncio.wait_for(self._asked[0], START)
+            self._channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._channel.settimeout(ANSWER)
+            with other:
+                await self.ask("channel", fds=[other.fileno()])
         except BaseException:
             await self._stop()
             raise
@@ -135,6 +140,27 @@ class Lab:
         socket.send_fds(self._control, [msgspec.json.encode([self._next, what, arguments])], fds)
         return await asyncio.wait_for(future, ANSWER)
 
+    def ask_now(self, what: str, **arguments: Any) -> Any:
+        """As `ask`, where nothing can be awaited: the event loop stands still meanwhile."""
+        assert self._channel is not None
+        self._channel.send(msgspec.json.encode([0, what, arguments]))
+        data, fds, _, _ = socket.recv_fds(self._channel, MESSAGE, 8)
+        _, error, result = msgspec.json.decode(data)
+        if error is not None:
+            raise LabError(error)
+        return socket.socket(fileno=fds[0]) if fds else result
+
+    def socket_now(self, host: int, family: int, kind: int) -> socket.socket:
+        """See `LabHost.open_socket`."""
+        made: socket.socket = self.ask_now(
+            "socket",
+            host=host,
+            version=6 if family == socket.AF_INET6 else 4,
+            kind="tcp" if kind == socket.SOCK_STREAM else "udp",
+        )
+        made.setblocking(False)
+        return made
+
     @property
     def keeper_pid(self) -> int:
         """Of the process that all else hangs on."""
@@ -178,6 +204,8 @@ class Lab:
             process.close()
         asyncio.get_running_loop().remove_reader(self._control)
         self._control.close()
+        if self._channel is not None:
+            self._channel.close()
         try:
             await asyncio.wait_for(self._keeper.wait(), ANSWER)
         except TimeoutError:
@@ -295,6 +323,10 @@ class LabHost:
         sock = await self.socket(ipv6=ipv6)
         sock.bind((self.address6 if ipv6 else self.address, port))
         return UdpPath(sock)
+
+    def open_socket(self, family: int, kind: int) -> Any:
+        """As `socket`, but at once, and whoever asks closes it. See `Lab.ask_now`."""
+        return self.lab.socket_now(self.number, family, kind)
 
     async def move(self, site: LabSite) -> None:
         """Go to another site: the interface goes and another comes; sockets stay."""

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 from lattica.rpc import Buffer, method
-from tests.reach.peers import LabPeer
+from tests.reach.peers import ReachPeer
 
 RATE = 200.0  # calls a second
 PIECE = 4096  # bytes
@@ -66,7 +66,7 @@ class Load:
 
 
 @asynccontextmanager
-async def load(caller: LabPeer, callee: LabPeer, seconds: float) -> AsyncIterator[Load]:
+async def load(caller: ReachPeer, callee: ReachPeer, seconds: float) -> AsyncIterator[Load]:
     """Calls and a stream for so long; on exit they have ended."""
     ledger = Ledger()
     callee.rpc.register("ledger", ledger)

@@ -1,4 +1,4 @@
-"""Peers in the lab in memory: links, RPC and reach, without the layers above."""
+"""Peers in the lab: links, RPC and reach, without the layers above."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ ACCESS = 0.01  # seconds one way between a site and the internet: 20 ms from sit
 CONFIG = Config(link=LinkConfig(engine="aioquic"))
 
 
-class LabPeer(msgspec.Struct, eq=False):
-    """One of them."""
+class ReachPeer(msgspec.Struct, eq=False, kw_only=True):
+    """A peer in some lab."""
 
-    host: MemoryHost
     path: CombinedPath
     endpoint: Endpoint
     rpc: Rpc
@@ -47,27 +46,27 @@ class LabPeer(msgspec.Struct, eq=False):
     def contact(self) -> Contact:
         return Contact(self.id, self.reach.addresses)
 
-    def link(self, other: LabPeer) -> QuicLink:
+    def link(self, other: ReachPeer) -> QuicLink:
         found = self.endpoint.find(other.id)
         assert isinstance(found, QuicLink), f"no link to {other.id.short}"
         return found
 
-    def kind(self, other: LabPeer) -> WayKind:
+    def kind(self, other: ReachPeer) -> WayKind:
         """The kind of way that packets to `other` take now."""
         steering = self.link(other).steering
         assert steering is not None
         assert steering.ways is not None
         return steering.ways.way.kind
 
-    def stub(self, other: LabPeer, timeout: float = 30.0) -> PeerService:
+    def stub(self, other: ReachPeer, timeout: float = 30.0) -> PeerService:
         return peer_client(self.rpc, other.id, timeout=timeout)
 
-    async def dial(self, other: LabPeer) -> None:
+    async def dial(self, other: ReachPeer) -> None:
         """Link to it, and wait until it has the link as well."""
         await self.endpoint.connect(other.id, other.reach.addresses)
         await self.stub(other).ping()
 
-    async def check_transfer(self, other: LabPeer, size: int = 1024 * 1024) -> None:
+    async def check_transfer(self, other: ReachPeer, size: int = 1024 * 1024) -> None:
         """Send bytes there and back."""
         data = bytes(range(256)) * (size // 256)
         answer = await self.stub(other, 60.0).ping(Buffer(data))
@@ -75,27 +74,24 @@ class LabPeer(msgspec.Struct, eq=False):
         assert bytes(answer) == data
 
 
+class LabPeer(ReachPeer, kw_only=True):
+    """One in the lab in memory."""
+
+    host: MemoryHost
+
+
 @asynccontextmanager
-async def lab_peer(
-    host: MemoryHost,
+async def running(
+    path: CombinedPath,
     name: str,
     *,
     relay: bool | None = None,
-    relays: Sequence[LabPeer] = (),
+    relays: Sequence[ReachPeer] = (),
     config: Config = CONFIG,
-    listens_tcp: bool = False,
-    tcp_port: int = 4443,
     scopes: Sequence[str] = (CALL, RELAY),
-) -> AsyncIterator[LabPeer]:
-    """A running peer on a host of the lab."""
+) -> AsyncIterator[ReachPeer]:
+    """A peer on a path, which finds these relays."""
     identity = Identity(name.encode().ljust(32))
-    path = CombinedPath(
-        {
-            text.UDP: DualMemoryPath(host, 4242) if host.address6 else host.path(4242),
-            text.TCP: MemoryStreamPath(host, tcp_port, is_listening=listens_tcp),
-        },
-        make_extra=lambda: host.path(0),
-    )
 
     async def find() -> Sequence[Contact]:
         return [each.contact for each in relays]
@@ -109,7 +105,33 @@ async def lab_peer(
         reach = await stack.enter_async_context(
             Reach(rpc, endpoint, path, config=config, relay=relay, find_relays=find)
         )
-        yield LabPeer(host, path, endpoint, rpc, reach)
+        yield ReachPeer(path=path, endpoint=endpoint, rpc=rpc, reach=reach)
+
+
+@asynccontextmanager
+async def lab_peer(
+    host: MemoryHost,
+    name: str,
+    *,
+    relay: bool | None = None,
+    relays: Sequence[ReachPeer] = (),
+    config: Config = CONFIG,
+    listens_tcp: bool = False,
+    tcp_port: int = 4443,
+    scopes: Sequence[str] = (CALL, RELAY),
+) -> AsyncIterator[LabPeer]:
+    """A running peer on a host of the lab."""
+    path = CombinedPath(
+        {
+            text.UDP: DualMemoryPath(host, 4242) if host.address6 else host.path(4242),
+            text.TCP: MemoryStreamPath(host, tcp_port, is_listening=listens_tcp),
+        },
+        make_extra=lambda: host.path(0),
+    )
+    async with running(
+        path, name, relay=relay, relays=relays, config=config, scopes=scopes
+    ) as peer:
+        yield LabPeer(host=host, **msgspec.structs.asdict(peer))
 
 
 @asynccontextmanager
@@ -135,14 +157,14 @@ def lab_host(lab: MemoryLab, kind: str | Kind) -> MemoryHost:
 
 
 async def until(condition: object, timeout: float) -> None:
-    """Wait for what announces itself to nobody; the clock is virtual."""
+    """Wait for what announces itself to nobody."""
     assert callable(condition)
     with anyio.fail_after(timeout):
         while not condition():
             await anyio.sleep(0.01)
 
 
-async def ready(*peers: LabPeer) -> None:
+async def ready(*peers: ReachPeer) -> None:
     """Until each has its relays and has been seen by them."""
     for each in peers:
         await until(lambda each=each: each.reach.is_relay or len(each.reach.relays) >= 2, 30.0)

@@ -18,7 +18,7 @@ from lattica.virtual_loop import VirtualLoop
 from tests.netlab.kinds import KINDS, PUBLIC, UDP_BLOCKED
 from tests.netlab.memory_lab import MemoryLab
 from tests.reach.oracle import method
-from tests.reach.peers import LabPeer, lab_host, lab_peer, lab_relays, ready, until
+from tests.reach.peers import LabPeer, ReachPeer, lab_host, lab_peer, lab_relays, ready, until
 
 pytestmark = pytest.mark.anyio
 
@@ -87,7 +87,7 @@ def limit(one: str, other: str) -> float:
     }[method(one, other)]
 
 
-def is_relayed(a: LabPeer, b: LabPeer) -> bool:
+def is_relayed(a: ReachPeer, b: ReachPeer) -> bool:
     return WayKind.RELAYED in (a.kind(b), b.kind(a))
 
 

@@ -1,0 +1,115 @@
+"""Peers in this process whose sockets, and so whose networks, are those of the real lab's hosts."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import msgspec
+
+from lattica.config import Config
+from lattica.path import addresses as text
+from lattica.path.combined import CombinedPath
+from lattica.path.tcp import TcpPath
+from lattica.path.udp import UdpPath
+from tests.netlab.kinds import Kind
+from tests.netlab.lab import Lab, LabHost
+from tests.reach.peers import ACCESS, ReachPeer, running
+
+PORT = 4242
+TCP_PORT = 4443
+EXTRA_BUFFER = 256 * 1024  # bytes: there may be hundreds of such sockets
+_BACKLOG = 16
+
+
+class HostUdpPath(UdpPath):
+    """Bound to every address that its host has or will have."""
+
+    def __init__(self, host: LabHost, port: int = 0, *, socket_buffer: int = 4 << 20) -> None:
+        sock = host.open_socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind(("0.0.0.0", port))
+        super().__init__(sock, socket_buffer=socket_buffer)
+        self._host = host
+        self._port: int = sock.getsockname()[1]
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return (text.join(self._host.address, self._port),)
+
+
+class HostTcpPath(TcpPath):
+    """Dials from its host, and listens there if `port` is not 0."""
+
+    def __init__(self, host: LabHost, port: int = 0) -> None:
+        listener = None
+        if port:
+            listener = host.open_socket(socket.AF_INET, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("0.0.0.0", port))
+            listener.listen(_BACKLOG)
+        super().__init__(listener, open_socket=host.open_socket)
+        self._host = host
+        self._port = port
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return (text.TCP + text.join(self._host.address, self._port),) if self._port else ()
+
+
+class RealPeer(ReachPeer, kw_only=True):
+    """One in the real lab."""
+
+    host: LabHost
+
+
+@asynccontextmanager
+async def real_peer(
+    host: LabHost,
+    name: str,
+    *,
+    relay: bool | None = None,
+    relays: Sequence[ReachPeer] = (),
+    config: Config | None = None,
+    listens_tcp: bool = False,
+) -> AsyncIterator[RealPeer]:
+    """A running peer on a host. Names make identities, so a lab needs different ones."""
+    path = CombinedPath(
+        {
+            text.UDP: HostUdpPath(host, PORT),
+            text.TCP: HostTcpPath(host, TCP_PORT if listens_tcp else 0),
+        },
+        make_extra=lambda: HostUdpPath(host, socket_buffer=EXTRA_BUFFER),
+    )
+    settings = config or Config()
+    async with running(path, name, relay=relay, relays=relays, config=settings) as peer:
+        yield RealPeer(host=host, **msgspec.structs.asdict(peer))
+
+
+@asynccontextmanager
+async def real_relays(lab: Lab, count: int = 2) -> AsyncIterator[list[RealPeer]]:
+    """Public peers that relay."""
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(
+                real_peer(
+                    await lab.host(delay=ACCESS), f"relay {number}", relay=True, listens_tcp=True
+                )
+            )
+            for number in range(count)
+        ]
+
+
+async def real_host(lab: Lab, kind: str | Kind) -> LabHost:
+    """A host at a new site."""
+    return await (await lab.site(kind, delay=ACCESS)).host()
+
+
+def relayed_bytes(relays: Sequence[ReachPeer], one: ReachPeer, other: ReachPeer) -> int:
+    """What the relays say they have forwarded between two peers, as far as sessions live."""
+    return sum(
+        session.up.bytes + session.down.bytes
+        for relay in relays
+        for session in relay.reach.forwarder.statistics().sessions
+        if {session.source, session.target} == {one.id, other.id}
+    )
