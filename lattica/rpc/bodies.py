@@ -31,14 +31,14 @@ class BodySender:
 
     def start(self) -> int:
         """Open the stream and send what the credit allows. Called by the channel."""
-        self._limit = self._channel.peer_window
-        self._stream = self._channel.open_source(self, self._header)
+        self._limit = self._channel.sending.window
+        self._stream = self._channel.sending.open_source(self, self._header)
         self._pump()
         return self._stream
 
     def grant(self, limit: int) -> None:
         """See `Source`."""
-        self._channel.check_credit(self._stream, limit, self._sent)
+        self._channel.sending.check_credit(self._stream, limit, self._sent)
         self._limit = max(self._limit, limit)
         self._pump()
 
@@ -54,7 +54,7 @@ class BodySender:
             self._views.clear()
             if self._stream >= 0:
                 reset = None if self.is_written else m.CANCELLED
-                self._channel.close_source(self._stream, reset=reset)
+                self._channel.sending.close_source(self._stream, reset=reset)
 
     def _pump(self) -> None:
         if self.is_over or self.is_written:
@@ -90,8 +90,8 @@ class BodyReceiver:
         self._next = 0  # of these, and how much of it is filled
         self._filled = 0
         self._arrived = 0
-        self._window = CreditWindow(channel.window, channel.growth)
-        self._granted = channel.window
+        self._window = CreditWindow(channel.receiving.window, channel.receiving.growth)
+        self._granted = channel.receiving.window
         self._ended = False
         self._is_taken = False
         self._cut = False
@@ -121,7 +121,7 @@ class BodyReceiver:
             self._targets = list(into)
             early, self._data = self._data, bytearray()
             self._write(early)
-        self._channel.count_early(-self._early)
+        self._channel.receiving.count_early(-self._early)
         self._early = 0
         if self._cut:
             self.cut(m.CANCELLED)
@@ -150,7 +150,7 @@ class BodyReceiver:
             self._advance(self._done)
         else:
             self._early += len(data)
-            self._channel.count_early(len(data))
+            self._channel.receiving.count_early(len(data))
 
     def _advance(self, done: Callable[[str], None]) -> None:
         arrived = self._arrived
@@ -159,9 +159,9 @@ class BodyReceiver:
         if self._ended:
             self._take()
             self._window.close()
-            self._channel.release(self)
+            self._channel.receiving.release(self)
             done("")
-        elif self._granted < self._total and self._channel.admit(self):
+        elif self._granted < self._total and self._channel.receiving.admit(self):
             self.resume()
 
     def resume(self) -> None:
@@ -170,7 +170,7 @@ class BodyReceiver:
         window = self._window.taken(self._arrived, channel.link.rtt, now)
         if self._arrived + window - self._granted >= window // 4:
             self._granted = self._arrived + window
-            channel.send(m.Credit(self._stream, self._granted))
+            channel.control.send(m.Credit(self._stream, self._granted))
 
     def cut(self, code: int) -> None:
         """See `Sink`."""
@@ -178,9 +178,9 @@ class BodyReceiver:
         self._window.close()
         self.detach()
         self._data = bytearray()
-        self._channel.count_early(-self._early)
+        self._channel.receiving.count_early(-self._early)
         self._early = 0
-        self._channel.release(self)
+        self._channel.receiving.release(self)
         if self._done is not None:
             self._done("a body ended before its end was announced")
 
@@ -189,21 +189,21 @@ class BodyReceiver:
         self._done = _nobody
         self._window.close()
         self.detach()
-        self._channel.count_early(-self._early)
+        self._channel.receiving.count_early(-self._early)
         self._early = 0
-        self._channel.release(self)
+        self._channel.receiving.release(self)
         if self._stream >= 0:
             if self._ended:
                 self._take()
             else:
-                self._channel.close_sink(self._stream, code)
+                self._channel.receiving.close_sink(self._stream, code)
         self._data = bytearray()
 
     def _take(self) -> None:
         """Tell the sender that its place is free."""
         if not self._is_taken:
             self._is_taken = True
-            self._channel.send(m.Taken(self._stream))
+            self._channel.control.send(m.Taken(self._stream))
 
     def detach(self) -> None:
         """Write no more where it was asked for: it is the caller's again."""

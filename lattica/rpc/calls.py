@@ -24,7 +24,7 @@ from lattica.rpc.codec import DECODE_ERRORS, ENCODE_ERRORS, Packed
 from lattica.rpc.context import trace_id
 from lattica.rpc.failures import to_error
 from lattica.rpc.interface import Sink
-from lattica.rpc.items import ItemReader
+from lattica.rpc.item_reader import ItemReader
 from lattica.rpc.meter import CalledMeter
 from lattica.rpc.methods import MethodSpec
 from lattica.rpc.sweep import Sweep
@@ -80,8 +80,9 @@ class Calls:
     def __init__(self, channel: Channel, tasks: asyncio.TaskGroup) -> None:
         """`tasks` owns what sends the items of callers."""
         self._channel = channel
+        self._control = channel.control
         self._tasks = tasks
-        self._encoder = channel.encoder
+        self._encoder = self._control.encoder
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
         self._sweep = Sweep(self._expire)
@@ -108,7 +109,7 @@ class Calls:
         Raises:
             RpcError: see `lattica.errors`.
         """
-        if self._channel.is_full:
+        if self._control.is_full:
             await self._room(deadline)
             left = deadline - self._loop.time()
         pending = self._start(service, method, arguments, deadline, left, meter)
@@ -144,7 +145,7 @@ class Calls:
         Raises:
             RpcError: see `lattica.errors`. What `source` raises is raised as it is.
         """
-        if self._channel.is_full:
+        if self._control.is_full:
             await self._room(deadline)
         left = deadline - self._loop.time()
         pending = self._start(service, method, arguments, deadline, left, meter)
@@ -185,7 +186,7 @@ class Calls:
 
         `meter` is told of its end, which counts from `began`.
         """
-        if self._channel.is_full:
+        if self._control.is_full:
             await self._room(deadline)
         left = deadline - self._loop.time()
         pending = self._start(service, method, arguments, deadline, left, meter)
@@ -197,7 +198,7 @@ class Calls:
     async def _room(self, deadline: float) -> None:
         try:
             async with asyncio.timeout_at(None if math.isinf(deadline) else deadline):
-                await self._channel.room()
+                await self._control.room()
         except TimeoutError:
             raise DeadlineError("the link did not take the call in time") from None
         except LinkLostError as error:
@@ -222,11 +223,11 @@ class Calls:
         message = m.Call(call, service, method.name, left, arguments, (), False, trace)
         try:
             views: Sequence[memoryview] = ()
-            if nbytes := channel.post(message):
+            if nbytes := self._control.post(message):
                 meter.bytes_out += nbytes - meter.around - m.size_of_id(call) - len(trace)
             else:
                 value, views, spilled = packed = self._encoder.pack(arguments)
-                channel.send(
+                self._control.send(
                     m.Call(call, service, method.name, left, value, packed.sizes, spilled, trace)
                 )
                 meter.bytes_out += len(value)
@@ -236,7 +237,7 @@ class Calls:
         pending = self._pending[call] = Pending(call, self._loop.create_future(), deadline, meter)
         if views:
             pending.sender = BodySender(channel, m.Body(call, False), views, meter)
-            channel.start_body(pending.sender)
+            channel.sending.start_body(pending.sender)
         if deadline < self._sweep.armed:
             self._sweep.arm(deadline)
         return pending
@@ -280,7 +281,7 @@ class Calls:
         if pending.sender is not None:
             pending.sender.abandon()
         if not settled:
-            self._channel.send(m.Cancel(pending.call))
+            self._control.send(m.Cancel(pending.call))
         if pending.body is not None and not (settled and pending.result):
             pending.body.abandon()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lattica.rpc import messages as m
 from lattica.rpc.failures import to_error
-from lattica.rpc.items import ItemReader
+from lattica.rpc.item_reader import ItemReader
 
 
 async def incoming(reader: ItemReader, peer: str) -> AsyncGenerator[Any, None]:

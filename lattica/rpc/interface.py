@@ -4,8 +4,37 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from lattica.config import RpcConfig
 from lattica.errors import FrameError, LinkError
+from lattica.link.interface import Link
 from lattica.rpc import messages as m
+
+
+class Wire(Protocol):
+    """A link as the parts of a channel use it."""
+
+    link: Link
+    config: RpcConfig
+    error: LinkError | None  # the link is gone
+
+    def write(
+        self,
+        stream: int,
+        data: bytes | bytearray | memoryview,
+        *,
+        end: bool = False,
+        lent: bool = False,
+    ) -> None:
+        """Write to the link (see there); a lost link is told through `link_lost`, not here."""
+        ...
+
+    def broken(self, error: FrameError) -> None:
+        """The other end broke the protocol: close the link."""
+        ...
+
+    def link_lost(self, error: LinkError) -> None:
+        """The link turned out to be gone."""
+        ...
 
 
 class Sink(Protocol):

@@ -11,6 +11,8 @@ from lattica.errors import BadArgumentsError, RpcError
 from lattica.rpc import codec
 from lattica.rpc.buffers import Buffer
 
+YIELD_EVERY = 32 * 1024  # bytes after which an end that never waits lets others run
+ITEM_COST = 128  # bytes that an item counts for besides its own: it takes time however small
 _EXACT = frozenset({bytes, str, int, float, bool, Buffer})  # their own type says all
 _split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 

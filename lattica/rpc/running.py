@@ -16,7 +16,7 @@ from lattica.rpc.context import current_call, trace_id
 from lattica.rpc.executors import Executors, start
 from lattica.rpc.failures import to_failure
 from lattica.rpc.incoming import incoming
-from lattica.rpc.items import ItemWriter, Stopped
+from lattica.rpc.item_writer import ItemWriter, Stopped
 from lattica.rpc.runner import Rest
 from lattica.rpc.served import Served
 from lattica.rpc.uploads import produce
@@ -35,6 +35,7 @@ class Running:
     ) -> None:
         """`ended` is called once for each call, when its handler is over."""
         self._channel = channel
+        self._control = channel.control
         self._encoder = encoder
         self._executors = executors
         self._ended = ended
@@ -77,7 +78,7 @@ class Running:
         """See `Jobs`."""
         if served.handler.spec.is_stream:
             return None
-        if self._channel.is_full:
+        if self._control.is_full:
             return self._send_later(served, value)
         try:
             self._send(served, value)
@@ -107,8 +108,8 @@ class Running:
 
     async def _send_later(self, served: Served, value: Any) -> None:
         try:
-            if self._channel.is_full:
-                await self._channel.room()
+            if self._control.is_full:
+                await self._control.room()
             self._send(served, value)
         except BaseException as error:  # noqa: BLE001 - a wrong type, a lost link, a cancellation
             self._failed(served, error)
@@ -122,16 +123,16 @@ class Running:
         if channel.error is not None:
             return
         try:
-            if nbytes := channel.post(m.Result(call, value)):
+            if nbytes := self._control.post(m.Result(call, value)):
                 meter.bytes_out += nbytes - m.AROUND_RESULT - m.size_of_id(call)
                 return
             packed = self._encoder.pack(value)
         except ENCODE_ERRORS as error:
             raise BadResultError(f"{handler.spec.name}(): {error}") from None
-        channel.send(m.Result(call, packed.value, packed.sizes, packed.spilled))
+        self._control.send(m.Result(call, packed.value, packed.sizes, packed.spilled))
         meter.bytes_out += len(packed.value)
         if packed.views:
-            channel.start_body(BodySender(channel, m.Body(call, True), packed.views, meter))
+            channel.sending.start_body(BodySender(channel, m.Body(call, True), packed.views, meter))
 
     async def _stream(self, served: Served) -> None:
         handler, spec = served.handler, served.handler.spec
@@ -174,7 +175,7 @@ class Running:
 
     def _failed(self, served: Served, error: BaseException) -> None:
         if not served.is_cancelled:
-            self._channel.send(self._failure(served, error))
+            self._control.send(self._failure(served, error))
         if isinstance(error, KeyboardInterrupt):
             raise error
 

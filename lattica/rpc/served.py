@@ -9,7 +9,7 @@ from lattica.link.interface import RemotePeer
 from lattica.rpc import messages as m
 from lattica.rpc.bodies import BodyReceiver
 from lattica.rpc.context import CallContext
-from lattica.rpc.items import ItemReader
+from lattica.rpc.item_reader import ItemReader
 from lattica.rpc.registry import Handler
 from lattica.rpc.work import Outcome
 

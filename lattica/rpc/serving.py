@@ -24,7 +24,7 @@ from lattica.rpc.bodies import BodyReceiver
 from lattica.rpc.channel import Channel
 from lattica.rpc.failures import to_failure
 from lattica.rpc.interface import Sink
-from lattica.rpc.items import ItemReader
+from lattica.rpc.item_reader import ItemReader
 from lattica.rpc.meter import Meter
 from lattica.rpc.registry import Handler, Registry
 from lattica.rpc.runner import Runner
@@ -50,11 +50,12 @@ class Serving:
         tasks: asyncio.TaskGroup,
     ) -> None:
         self._channel = channel
+        self._control = channel.control
         self._remote = channel.link.remote
         self._registry = registry
         self._now = asyncio.get_running_loop().time
         self._sweep = Sweep(self._expire)
-        self._running = Running(channel, channel.encoder, registry.executors, self._end)
+        self._running = Running(channel, channel.control.encoder, registry.executors, self._end)
         self._runner: Runner[Served] = Runner(
             tasks, self._running, block_limit=channel.config.block_warning
         )
@@ -102,7 +103,7 @@ class Serving:
                 early.abandon(m.REFUSED)
             if items is not None:
                 items.abandon(m.REFUSED)
-            self._channel.send(to_failure(message.call, error, with_traceback=False))
+            self._control.send(to_failure(message.call, error, with_traceback=False))
             return
         timeout = message.timeout if message.timeout > 0 else 0.0  # NaN as well
         deadline = now + timeout
@@ -145,7 +146,7 @@ class Serving:
             kind = CallCancelledError if problem else BadArgumentsError
             served.failed(kind.__name__)
             self._end(served)
-            self._channel.send(to_failure(message.call, error, with_traceback=False))
+            self._control.send(to_failure(message.call, error, with_traceback=False))
         else:
             served.began = self._now()
             self._run(served)
@@ -229,9 +230,9 @@ class Serving:
         calls = config.max_calls_per_peer
         if len(self._calls) >= (calls if member else min(calls, STRANGER_CALLS)):
             raise self._busy(f"{len(self._calls)} calls of {remote.peer.short} are in flight")
-        if self._channel.waiting_bytes > (MEMBER_RESULTS if member else STRANGER_RESULTS):
+        if self._channel.sending.waiting_bytes > (MEMBER_RESULTS if member else STRANGER_RESULTS):
             raise self._busy(f"{remote.peer.short} takes its results too slowly")
-        if handler.spec.is_stream and not self._channel.has_place_for_items:
+        if handler.spec.is_stream and not self._channel.sending.has_place_for_items:
             raise self._busy(f"no more streams to {remote.peer.short} for now")
         held = limit = config.max_body
         if not member:
@@ -282,7 +283,7 @@ class Serving:
         served.failed(BusyError.__name__)
         self._end(served)
         error = self._registry.busy(served.handler, self._now())
-        self._channel.send(to_failure(served.call, error, with_traceback=False))
+        self._control.send(to_failure(served.call, error, with_traceback=False))
 
     def _start(self, served: Served) -> None:
         served.started = True

@@ -10,7 +10,7 @@ from lattica.rpc import messages as m
 from lattica.rpc.channel import Channel
 from lattica.rpc.codec import Encoder
 from lattica.rpc.failures import to_failure
-from lattica.rpc.items import ItemWriter, Stopped
+from lattica.rpc.item_writer import ItemWriter, Stopped
 from lattica.rpc.itemtypes import ItemType
 from lattica.rpc.meter import Meter
 
@@ -75,7 +75,7 @@ class Upload:
                 writer.abandon()
 
     async def _open(self) -> ItemWriter:
-        await self._channel.place_for_items()
+        await self._channel.sending.place_for_items()
         if self._channel.error is None:
             header = m.Items(self._call, False)
             try:

@@ -79,7 +79,7 @@ async def test_results_that_are_not_taken_are_bounded(monkeypatch: pytest.Monkey
         assert len(busy) > 80
         assert all("BusyError" in one.type_name for one in busy)
         session = next(iter(stage.b._sessions.values()))
-        assert sum(body.nbytes for body in session.channel._bodies) < 3 * MIB
+        assert sum(body.nbytes for body in session.channel.sending._bodies) < 3 * MIB
 
 
 @pytest.mark.parametrize("timeout", [1.7e308, float("inf"), 1e-300])

@@ -75,10 +75,10 @@ async def test_no_mix_of_bodies_and_streams_ever_stops(
         for rpc in (mesh.a, mesh.b):
             assert rpc.counters["bad_frame"] == 0
             channel = next(iter(rpc._sessions.values())).channel
-            assert not channel._sources
-            assert not channel._bodies
-            assert not channel._receiving
-            assert not channel._sending_bytes
+            assert not channel.sending._sources
+            assert not channel.sending._bodies
+            assert not channel.receiving._receiving
+            assert not channel.sending._started_bytes
 
 
 @settings(max_examples=60, deadline=None)
@@ -103,7 +103,7 @@ async def test_a_sender_uses_all_its_credit_and_never_more(size: int, grants: li
             header = 4 + puppet.data[stream][3]  # its own frame is not part of the credit
             arrived = len(puppet.data[stream]) - header
             assert arrived <= limit
-            whole = stream not in next(iter(stage.b._sessions.values())).channel._sources
+            whole = stream not in next(iter(stage.b._sessions.values())).channel.sending._sources
             assert whole or arrived == limit
             if whole:
                 break

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lattica.config import MIB, RpcConfig
-from lattica.rpc import Buffer, channel
+from lattica.rpc import Buffer, control, sending
 from lattica.rpc import messages as m
 from lattica.rpc.framing import frame
 from tests.rpc.mesh import until
@@ -207,7 +207,7 @@ async def test_data_for_calls_never_made(stage: Stage) -> None:
 async def test_a_peer_that_asks_and_never_listens_is_cut_off(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel, "CONTROL_LIMIT", 100_000)
+    monkeypatch.setattr(control, "CONTROL_LIMIT", 100_000)
     stage.puppet.greet()
     for i in range(3000):
         stage.puppet.say(call(i, "none"))
@@ -217,7 +217,7 @@ async def test_a_peer_that_asks_and_never_listens_is_cut_off(
 async def test_results_wait_for_a_peer_that_does_not_listen(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel, "CONTROL_WINDOW", 10_000)
+    monkeypatch.setattr(control, "CONTROL_WINDOW", 10_000)
     puppet = stage.puppet
     puppet.greet()
     for i in range(200):
@@ -226,7 +226,7 @@ async def test_results_wait_for_a_peer_that_does_not_listen(
     assert sum(len(bytes(result.value)) for result in puppet.outcomes()) < 30_000
     while len(puppet.outcomes()) < 200:
         channel_b = next(iter(stage.b._sessions.values())).channel
-        puppet.say(m.Ack(channel_b._sent))
+        puppet.say(m.Ack(channel_b.control._sent))
         before = len(puppet.outcomes())
         await until(lambda before=before: len(puppet.outcomes()) > before)  # type: ignore[misc]
 
@@ -358,7 +358,7 @@ async def test_credit_for_more_than_a_window_ahead(stage: Stage) -> None:
 async def test_early_bodies_are_bounded_in_bytes(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel, "SENDING", WINDOW)
+    monkeypatch.setattr(sending, "SENDING", WINDOW)
     stage.puppet.greet()
     for i in range(3):
         stage.puppet.link.write(stage.puppet.open(m.Body(i, False)), bytes(WINDOW))
@@ -377,7 +377,7 @@ async def test_a_body_for_a_result_without_one_is_let_go(stage: Stage) -> None:
     puppet.say(m.Result(0, msgspec.Raw(b"\x02")))
     assert await task == 2
     await until(lambda: stream in puppet.stopped)
-    assert next(iter(stage.b._sessions.values())).channel._early == 0
+    assert next(iter(stage.b._sessions.values())).channel.receiving._early == 0
 
 
 async def test_a_call_that_goes_on_does_not_hold_the_frame_it_came_in(stage: Stage) -> None:

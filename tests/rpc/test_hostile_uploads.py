@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lattica.config import RpcConfig
 from lattica.errors import BadArgumentsError, RemoteError, StreamTruncatedError
-from lattica.rpc import Buffer, channel
+from lattica.rpc import Buffer, sending
 from lattica.rpc import messages as m
 from lattica.rpc.framing import frame
 from tests.faults.baseline import leftovers
@@ -167,7 +167,7 @@ async def test_items_that_no_call_comes_for_are_bounded_in_number(stage: Stage) 
 
 
 async def test_and_in_bytes(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "SENDING", WINDOW)
+    monkeypatch.setattr(sending, "SENDING", WINDOW)
     stage.puppet.greet()
     half = (200_000).to_bytes(4, "big")
     for n in range(3):

@@ -71,9 +71,9 @@ async def test_a_storm_of_cancellations_leaves_nothing_behind() -> None:
         assert await stub.add(1) == 2
         for rpc in (mesh.a, mesh.b):
             channel = next(iter(rpc._sessions.values())).channel
-            assert not channel._sources
-            assert not channel._sending_bytes
-            assert not channel._receiving
+            assert not channel.sending._sources
+            assert not channel.sending._started_bytes
+            assert not channel.receiving._receiving
             assert rpc.counters["bad_frame"] == 0
 
 

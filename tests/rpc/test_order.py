@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from lattica.rpc import channel
+from lattica.rpc import channel, control
 from tests.rpc.mesh import Mesh
 from tests.rpc.services import Bench
 
@@ -29,7 +29,7 @@ async def test_calls_made_before_and_after_the_link_is_up(latency: float) -> Non
 
 
 async def test_a_full_control_plane_keeps_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "CONTROL_WINDOW", 200)
+    monkeypatch.setattr(control, "CONTROL_WINDOW", 200)
     monkeypatch.setattr(channel, "ACK_EVERY", 50)
     bench = Bench()
     async with Mesh() as mesh, asyncio.timeout(20):

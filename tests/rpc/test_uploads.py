@@ -61,15 +61,15 @@ def producer() -> Producer:
 def leftovers(mesh: Mesh) -> list[str]:
     """What calls have left behind: there must be nothing."""
     sessions = [session for rpc in (mesh.a, mesh.b) for session in rpc._sessions.values()]
-    assert not any(session.channel._early for session in sessions)
+    assert not any(session.channel.receiving._early for session in sessions)
     return [
         f"{session}: {what}"
         for session in sessions
         for what in (
             session.calls._pending,
             session.serving._calls,
-            session.channel._sinks,
-            session.channel._sources,
+            session.channel.receiving._sinks,
+            session.channel.sending._sources,
         )
         if what
     ]
@@ -339,8 +339,8 @@ async def test_a_stream_cut_in_the_middle_is_no_end(mesh: Mesh, intake: Intake) 
     call = asyncio.ensure_future(stub.total(items()))
     await until(lambda: intake.taken == 1)
     channel = next(iter(mesh.a._sessions.values())).channel
-    (stream,) = channel._sources
-    channel.close_source(stream, reset=1)
+    (stream,) = channel.sending._sources
+    channel.sending.close_source(stream, reset=1)
     with pytest.raises(StreamTruncatedError, match="cut"):
         await call
     assert isinstance(intake.errors[0], StreamTruncatedError)
