@@ -17,6 +17,7 @@ import anyio.abc
 import msgspec
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+from lattica.cli.advice import Network
 from lattica.cli.reports import InviteReport, PeerReport, PingReport, SpeedReport, StatusReport
 from lattica.errors import ControlError, LatticaError
 
@@ -30,7 +31,7 @@ T = TypeVar("T")
 class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One question."""
 
-    what: Literal["status", "peers", "invite", "ping", "measure"]
+    what: Literal["status", "peers", "network", "invite", "ping", "measure"]
     valid_for: float = 0.0  # seconds, for `invite`
     peer: str = ""  # for `ping` and `measure`: a name, an id, or the beginning of one
     size: int = 0  # bytes of a ping
@@ -46,7 +47,7 @@ class Answer(msgspec.Struct, frozen=True):
     error: str = ""
 
 
-Report = StatusReport | InviteReport | list[PeerReport] | PingReport | SpeedReport
+Report = StatusReport | Network | InviteReport | list[PeerReport] | PingReport | SpeedReport
 Responder = Callable[[Ask], Awaitable[Report]]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from socket import gethostname
 
@@ -12,8 +13,10 @@ import anyio
 import msgspec
 
 from lattica.cli import control
+from lattica.cli.advice import Network, RelayFinding
 from lattica.cli.options import add_peer, home_of, peer_options
 from lattica.cli.output import console, offers, print_json
+from lattica.cli.paths import kind_of, path_of
 from lattica.cli.probing import Probing
 from lattica.cli.reports import InviteReport, PeerReport, StatusReport
 from lattica.errors import ControlError, HomeInUseError
@@ -141,6 +144,8 @@ class Responder:
             return await self._status()
         if question.what == "peers":
             return await self.peers()
+        if question.what == "network":
+            return await self._network()
         if question.what == "ping":
             return await self._probing.ping(question.peer, question.size, question.count)
         if question.what == "measure":
@@ -165,11 +170,46 @@ class Responder:
             uptime_s=round(time.monotonic() - self._started, 1),
             can_invite=peer.can_invite,
             path=peer.endpoint.path.statistics(),
+            relays=[each.name for each in self._relays(await self._names())],
+            relay_sessions=peer.reach.forwarder.load.sessions if peer.reach.is_relay else None,
+            port_mapping=peer.port_mapper.status if peer.port_mapper is not None else "",
+        )
+
+    async def _names(self) -> dict[str, str]:
+        return {str(each.peer): each.name for each in await self._peer.core.nodes()}
+
+    def _relays(self, names: dict[str, str]) -> list[RelayFinding]:
+        return [
+            RelayFinding(
+                name=names.get(str(each.peer), each.peer.short),
+                peer=str(each.peer),
+                address=each.addresses[0],
+                rtt_ms=round(each.rtt * 1000, 2),
+            )
+            for each in self._peer.reach.relays
+        ]
+
+    async def _network(self) -> Network:
+        peer, names = self._peer, await self._names()
+        reach = peer.reach
+        return Network(
+            report=reach.report,
+            bound=list(peer.endpoint.addresses),
+            published=list(peer.addresses),
+            is_quiet=reach.candidates.is_quiet,
+            relays=self._relays(names),
+            is_relay=reach.is_relay,
+            relay_sessions=reach.forwarder.load.sessions,
+            mapped=list(reach.candidates.mapped),
+            port_mapping=peer.port_mapper.status if peer.port_mapper is not None else "",
+            links=dict(Counter(kind_of(link.address) for link in peer.endpoint.current())),
+            peers=len(names),
         )
 
     async def peers(self) -> list[PeerReport]:
         """The live peers, this one first."""
         peer, reports = self._peer, []
+        names = await self._names()
         for info in await peer.core.nodes():
             link = peer.endpoint.find(info.peer)
             is_self = info.peer == peer.identity.peer_id
@@ -178,6 +218,7 @@ class Responder:
                     name=info.name,
                     peer=str(info.peer),
                     address=link.address if link else ", ".join(info.addresses),
+                    path=path_of(link, names) if link else "",
                     rtt_ms=round(link.rtt * 1000, 2) if link else None,
                     is_self=is_self,
                     total=info.total,

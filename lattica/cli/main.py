@@ -11,7 +11,7 @@ from types import ModuleType
 
 import anyio
 
-from lattica.cli import daemon, measure, queries
+from lattica.cli import daemon, doctor, measure, queries
 from lattica.errors import LatticaError
 
 COMMANDS = {
@@ -20,6 +20,7 @@ COMMANDS = {
     "invite": ("print a ticket for another machine", queries.register_invite),
     "status": ("this machine's peer", queries.register_status),
     "peers": ("the peers of the mesh", queries.register_peers),
+    "doctor": ("what this network is, and what would make it better", doctor.register_doctor),
     "ping": ("how long small messages to a peer take", measure.register_ping),
     "bench": ("how fast the link to a peer is, and what limits it", measure.register_bench),
 }

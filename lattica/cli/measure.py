@@ -15,6 +15,7 @@ from lattica.cli import control, limits
 from lattica.cli.daemon import Responder
 from lattica.cli.options import add_home, duration, home_of, size
 from lattica.cli.output import console, print_json, table
+from lattica.cli.paths import kind_of
 from lattica.cli.probing import CALLS, MAX_SECONDS, STEPS
 from lattica.cli.reports import LinkReport, PingReport, ReplyReport, SpeedReport
 from lattica.errors import ControlError
@@ -90,6 +91,7 @@ async def _ping(args: argparse.Namespace) -> None:
         raise ControlError("--count and --inflight are at least 1")
     replies: list[ReplyReport] = []
     link: LinkReport | None = None
+    changes: list[tuple[LinkReport, LinkReport]] = []
     async with _asking(args) as ask:
         while len(replies) < args.count:
             if replies:
@@ -97,6 +99,10 @@ async def _ping(args: argparse.Namespace) -> None:
             at_once = min(args.inflight, args.count - len(replies))
             question = control.Ask("ping", peer=args.peer, size=args.size, count=at_once)
             report: PingReport = await ask(question, PingReport)
+            if link is not None and report.link is not None and link.path != report.link.path:
+                changes.append((link, report.link))
+                if not args.json:
+                    _tell_change(link, report.link)
             link = report.link or link
             for reply in report.replies:
                 replies.append(reply)
@@ -104,11 +110,19 @@ async def _ping(args: argparse.Namespace) -> None:
                     _tell(len(replies), reply, args.size, args.peer)
     times = sorted(reply.ms for reply in replies if reply.ms is not None)
     if args.json:
-        print_json(_summary(args, replies, times, link))
+        print_json(_summary(args, replies, times, link) | {"changes": changes})
     else:
         _show_summary(replies, times, link)
     if not times:
         raise ControlError(f"no ping of {len(replies)} was answered: {replies[-1].error}")
+
+
+def _tell_change(before: LinkReport, after: LinkReport) -> None:
+    """The link has another way now."""
+    console().print(
+        f"now {kind_of(after.path)}: {after.path} (was {kind_of(before.path)}: {before.path})",
+        markup=False,
+    )
 
 
 def _tell(number: int, reply: ReplyReport, nbytes: int, peer: str) -> None:

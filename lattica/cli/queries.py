@@ -54,6 +54,7 @@ async def _status(args: argparse.Namespace) -> None:
         ["documents", ", ".join(report.documents) or "none open"],
         ["refused calls", str(report.refused)],
         ["packets", _packets(report.path)],
+        ["reachable", _reachable(report)],
         ["home", report.home],
         ["up for", f"{report.uptime_s:.0f} s"],
     ]
@@ -92,6 +93,7 @@ def peer_table(reports: list[PeerReport]) -> object:
         [
             report.name + (" (this)" if report.is_self else ""),
             report.peer[:8],
+            report.path or "-",
             report.address,
             milliseconds(report.rtt_ms),
             offers(report.total, report.available),
@@ -101,9 +103,19 @@ def peer_table(reports: list[PeerReport]) -> object:
         for report in reports
     ]
     result: Table = table(
-        ["peer", "id", "address", "rtt", "offers (free/all)", "labels", "actors"], rows
+        ["peer", "id", "path", "address", "rtt", "offers (free/all)", "labels", "actors"], rows
     )
     return result
+
+
+def _reachable(report: StatusReport) -> str:
+    """What keeps it reachable, and whom it keeps reachable."""
+    parts = [f"relays: {', '.join(report.relays) or 'none'}"]
+    if report.relay_sessions is not None:
+        parts.append(f"relays for others ({report.relay_sessions} sessions)")
+    if report.port_mapping:
+        parts.append(f"port mapping: {report.port_mapping}")
+    return "; ".join(parts)
 
 
 def _packets(path: PathStats) -> str:

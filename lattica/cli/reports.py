@@ -13,6 +13,7 @@ class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     peer: str
     address: str
+    path: str  # direct, lan, tcp, "relay via NAME"; "" without a link
     rtt_ms: float | None  # None: no link yet
     is_self: bool
     total: dict[str, float]
@@ -40,6 +41,9 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     uptime_s: float
     can_invite: bool
     path: PathStats
+    relays: list[str]  # names of those that keep it reachable
+    relay_sessions: int | None  # that it forwards; None: it is no relay
+    port_mapping: str  # how that stands; "" if it is off
 
 
 class InviteReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,9 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,3 +62,51 @@ async def lattica(host: LabHost, command: str, folder: Path, *words: str) -> Lab
 def listening(host: LabHost, name: str) -> tuple[str, ...]:
     """Options of a daemon that is to be found."""
     return ("--name", name, "--listen", f"{host.address}:4242", "--cpus", "1")
+
+
+async def test_daemons_behind_routers_become_direct_and_say_so(tmp_path: Path) -> None:
+    """Two homes meet over a relay in a data centre, and then without it."""
+    async with Lab(seed=2) as lab:
+        server, second = await lab.host(delay=0.01), await lab.host(delay=0.01)
+        homes = [await (await lab.site(kinds.PORT_RESTRICTED, delay=0.01)).host() for _ in "bc"]
+        up = await lattica(server, "up", tmp_path / "a", "--relay", *listening(server, "a"))
+        ticket = json.loads(await asyncio.wait_for(up.stdout.readline(), 30.0))["ticket"]
+        for name, host, more in (
+            ("r", second, ("--relay",)),
+            ("b", homes[0], ()),
+            ("c", homes[1], ()),
+        ):
+            daemon = await lattica(
+                host, "join", tmp_path / name, ticket, *more, *listening(host, name)
+            )
+            assert await asyncio.wait_for(daemon.stdout.readline(), 30.0)
+        await told(homes[1], tmp_path / "c", "status", lambda said: len(said["relays"]) == 2)
+        ping = await lattica(homes[0], "ping", tmp_path / "b", "c", "--count", "20")
+        answer = json.loads(await ping.output())
+        assert answer["answered"] == 20
+        peers = await told(
+            homes[0], tmp_path / "b", "peers", lambda said: paths(said).get("c") == "direct"
+        )
+        assert paths(peers)["a"] == "direct"
+        doctor = await told(
+            homes[0], tmp_path / "b", "doctor", lambda said: said["network"]["relays"] != []
+        )
+        assert doctor["network"]["report"]["mapping"] == "independent"
+        assert "one address to everybody" in str(doctor["findings"])
+        status = await told(server, tmp_path / "a", "status", lambda _: True)
+        assert status["relay_sessions"] is not None
+
+
+def paths(said: list[dict[str, str]]) -> dict[str, str]:
+    """The kind of path to each peer, by its name."""
+    return {each["name"]: each["path"] for each in said}
+
+
+async def told(host: LabHost, folder: Path, command: str, is_enough: Callable[[Any], bool]) -> Any:
+    """What a command says, asked until it is what is waited for."""
+    async with asyncio.timeout(30.0):
+        while True:
+            said = json.loads(await (await lattica(host, command, folder)).output())
+            if is_enough(said):
+                return said
+            await asyncio.sleep(0.5)
