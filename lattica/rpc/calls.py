@@ -27,51 +27,10 @@ from lattica.rpc.interface import Sink
 from lattica.rpc.item_reader import ItemReader
 from lattica.rpc.meter import CalledMeter
 from lattica.rpc.methods import MethodSpec
+from lattica.rpc.open_stream import OpenStream
+from lattica.rpc.pending import Pending
 from lattica.rpc.sweep import Sweep
 from lattica.rpc.uploads import Upload
-
-
-class Pending:
-    """One call in flight."""
-
-    __slots__ = (
-        "body",
-        "call",
-        "deadline",
-        "future",
-        "into",
-        "items",
-        "landed",
-        "meter",
-        "result",
-        "sender",
-    )
-
-    def __init__(
-        self, call: int, future: asyncio.Future[Any], deadline: float, meter: CalledMeter
-    ) -> None:
-        self.call = call
-        self.future = future
-        self.deadline = deadline
-        self.meter = meter
-        self.into: tuple[memoryview, ...] = ()  # where the buffers of the result go
-        self.landed = False  # they arrived there
-        self.sender: BodySender | None = None
-        self.body: BodyReceiver | None = None
-        self.result: m.Result | None = None
-        self.items: ItemReader | None = None
-
-    def settle(self, outcome: m.Result | m.Failure | LatticaError) -> None:
-        """Give the call its one outcome."""
-        if self.items is not None:
-            assert not isinstance(outcome, m.Result)
-            self.items.fail(outcome)
-        elif not self.future.done():
-            # Always a result, never set_exception: a caller cancelled in the same turn
-            # would leave an exception that nobody retrieves.
-            self.future.set_result(outcome)
-            if self.body is not None and self.into and type(outcome) is not m.Result:
-                self.body.detach()
 
 
 class Calls:
@@ -117,7 +76,7 @@ class Calls:
         try:
             outcome = await pending.future  # bounded: see `_expire`
         except BaseException:
-            self._close(pending, settled=False)
+            self.close(pending, settled=False)
             raise
         if type(outcome) is m.Result:
             meter.bytes_in += len(outcome.value)
@@ -126,10 +85,10 @@ class Calls:
                     return method.result_decoder.unpack(outcome.value)
                 except DECODE_ERRORS as error:
                     raise BadResultError(f"{method.name}(): {error}") from None
-            self._close(pending, settled=True)
+            self.close(pending, settled=True)
             return self._decode(method, outcome, pending)
-        self._close(pending, settled=type(outcome) is m.Failure)
-        raise self._error(outcome, method)
+        self.close(pending, settled=type(outcome) is m.Failure)
+        raise self.error(outcome)
 
     async def upload(
         self,
@@ -155,14 +114,14 @@ class Calls:
             outcome = await pending.future  # bounded: see `_expire`
             settled = type(outcome) is m.Result or type(outcome) is m.Failure
         finally:
-            self._close(pending, settled)
+            self.close(pending, settled)
             await upload.close()
         if upload.error is not None:
             raise upload.error
         if type(outcome) is m.Result:
             meter.bytes_in += len(outcome.value)
             return self._decode(method, outcome, pending)
-        raise self._error(outcome, method)
+        raise self.error(outcome)
 
     def _upload(self, pending: Pending, method: MethodSpec, source: Any) -> Upload:
         assert method.upload_items is not None
@@ -193,7 +152,7 @@ class Calls:
         pending.items = ItemReader(self._channel)
         pending.items.begin(method.result_items, meter)
         upload = self._upload(pending, method, source) if method.upload is not None else None
-        return OpenStream(self, method, pending, upload, began)
+        return OpenStream(self, pending, upload, began)
 
     async def _room(self, deadline: float) -> None:
         try:
@@ -265,7 +224,8 @@ class Calls:
         except DECODE_ERRORS as error:
             raise BadResultError(f"{method.name}(): {error}") from None
 
-    def _error(self, outcome: m.Failure | LatticaError, method: MethodSpec) -> LatticaError:
+    def error(self, outcome: m.Failure | LatticaError) -> LatticaError:
+        """What a caller sees of a call without a value."""
         if isinstance(outcome, m.Failure):
             return to_error(outcome, self.peer_name)
         return outcome
@@ -276,7 +236,8 @@ class Calls:
         remote = self._channel.link.remote
         return remote.name or remote.peer.short
 
-    def _close(self, pending: Pending, settled: bool) -> None:
+    def close(self, pending: Pending, settled: bool) -> None:
+        """The caller waits for it no more; not `settled`: the other end is told."""
         self._pending.pop(pending.call, None)
         if pending.sender is not None:
             pending.sender.abandon()
@@ -370,79 +331,3 @@ class Calls:
                 pending.sender is None or pending.sender.is_written
             )
             pending.settle(lost_call(error, may_have_run=sent))
-
-
-class OpenStream:
-    """The consumer's end of an item stream."""
-
-    def __init__(
-        self,
-        calls: Calls,
-        method: MethodSpec,
-        pending: Pending,
-        upload: Upload | None,
-        began: float,
-    ) -> None:
-        assert pending.items is not None
-        self._calls = calls
-        self._method = method
-        self._pending = pending
-        self._items = pending.items
-        self._upload = upload
-        self._began = began
-        self.is_open = True
-
-    async def next(self) -> list[Any] | None:
-        """The next items, one or more; None: the generator ended well.
-
-        Raises:
-            RpcError: it did not.
-        """
-        if not self.is_open:
-            return None
-        got = await self._items.next()
-        if type(got) is list:
-            return got
-        if not self._finish(settled=isinstance(got, m.End | m.Failure)):
-            return None  # closed while this waited
-        try:
-            if self._upload is not None:
-                await self._upload.close()
-                if self._upload.error is not None:
-                    raise self._upload.error
-            if not isinstance(got, m.End):
-                assert isinstance(got, m.Failure | LatticaError)
-                raise self._calls._error(got, self._method)
-        except BaseException as error:
-            self._count(type(error).__name__)
-            raise
-        self._count()
-        return None
-
-    def close(self) -> None:
-        """Want no more; the handler is cancelled."""
-        if self._finish(settled=False):
-            self._count(asyncio.CancelledError.__name__)
-
-    def _count(self, kind: str = "") -> None:
-        meter = self._pending.meter
-        if kind:
-            meter.failed(kind)
-        meter.took(self._calls.now() - self._began)
-
-    async def aclose(self) -> None:
-        """The same, and wait until the caller's own iterator of items has cleaned up."""
-        self.close()
-        if self._upload is not None:
-            await self._upload.close()
-
-    def _finish(self, *, settled: bool) -> bool:
-        """Let go of all that the stream holds; False if that was done before."""
-        if not self.is_open:
-            return False
-        self.is_open = False
-        self._calls._close(self._pending, settled)
-        self._items.abandon()
-        if self._upload is not None:
-            self._upload.stop()
-        return True

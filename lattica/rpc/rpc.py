@@ -16,12 +16,12 @@ from lattica.config import RpcConfig
 from lattica.errors import LinkLostError
 from lattica.identity.keys import PeerId
 from lattica.link.interface import Link, LinkHandler, Links
-from lattica.rpc.calls import OpenStream
 from lattica.rpc.dial import Dial
 from lattica.rpc.local import LocalCalls
 from lattica.rpc.messages import around_call
 from lattica.rpc.meter import CalledMeter, bounds
 from lattica.rpc.methods import MethodSpec, methods_of
+from lattica.rpc.open_stream import OpenStream
 from lattica.rpc.registry import Registry
 from lattica.rpc.retry import Retry, retried
 from lattica.rpc.session import Session

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any
 
-from lattica.rpc.calls import OpenStream
 from lattica.rpc.methods import MethodSpec
+from lattica.rpc.open_stream import OpenStream
 
 UnaryCall = Callable[[MethodSpec, Any], Coroutine[Any, Any, Any]]
 StreamCall = Callable[[MethodSpec, Any, Any], Awaitable[OpenStream | AsyncGenerator[Any, None]]]

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TypeVar
 
-from lattica.config import RpcConfig
+from lattica.config import KIB, RpcConfig
 from lattica.identity import grants
 from lattica.identity.keys import Identity
 from lattica.identity.signed import Signed
@@ -17,6 +17,7 @@ from lattica.link.memory import MemoryLinks, MemoryNetwork
 from lattica.rpc import Rpc
 
 T = TypeVar("T")
+WINDOW = 64 * KIB  # the smallest of a stream
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from lattica.config import KIB, MIB
+from lattica.config import MIB
 from lattica.errors import LinkError
 from lattica.link.interface import Link
 from lattica.rpc import Buffer
@@ -17,7 +17,6 @@ from tests.rpc.services import Bench
 from tests.rpc.upload_services import Intake
 
 NIL = msgspec.Raw(b"\xc0")
-WINDOW = 64 * KIB
 
 
 class Puppet:

@@ -17,8 +17,8 @@ from lattica.config import MIB, RpcConfig
 from lattica.rpc import Buffer, control, sending
 from lattica.rpc import messages as m
 from lattica.rpc.framing import frame
-from tests.rpc.mesh import until
-from tests.rpc.puppet import END, NIL, WINDOW, Stage, call, item
+from tests.rpc.mesh import WINDOW, until
+from tests.rpc.puppet import END, NIL, Stage, call, item
 from tests.rpc.services import Bench
 
 pytestmark = pytest.mark.anyio

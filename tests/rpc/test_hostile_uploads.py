@@ -19,8 +19,8 @@ from lattica.rpc import Buffer, sending
 from lattica.rpc import messages as m
 from lattica.rpc.framing import frame
 from tests.faults.baseline import leftovers
-from tests.rpc.mesh import until
-from tests.rpc.puppet import END, WINDOW, Stage, call, item
+from tests.rpc.mesh import WINDOW, until
+from tests.rpc.puppet import END, Stage, call, item
 from tests.rpc.services import Bench
 
 pytestmark = pytest.mark.anyio

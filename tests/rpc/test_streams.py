@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
 
-from lattica.config import KIB, RpcConfig
 from lattica.errors import (
     BadArgumentsError,
     BadResultError,
@@ -18,17 +16,10 @@ from lattica.errors import (
     RemoteError,
 )
 from lattica.rpc import Rpc
-from tests.rpc.mesh import Mesh, collect
+from tests.rpc.mesh import WINDOW, Mesh, collect
 from tests.rpc.services import Bench
 
 pytestmark = pytest.mark.anyio
-WINDOW = 64 * KIB
-
-
-@pytest.fixture
-async def mesh() -> AsyncIterator[Mesh]:
-    async with Mesh(RpcConfig(stream_window=WINDOW)) as mesh:
-        yield mesh
 
 
 @pytest.fixture
@@ -103,7 +94,7 @@ async def test_a_consumer_that_stops_reading_stops_the_producer(far: Bench, benc
 
 
 async def test_a_slow_consumer_delays_nobody_else(far: Bench, bench: Bench) -> None:
-    slow = [far.parts(1000, 4096) for _ in range(20)]
+    slow = [far.parts(1000, 4096) for _ in range(5)]
     for items in slow:
         await anext(items)
     async with asyncio.timeout(5):

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import pytest
 
-from lattica.config import KIB, RpcConfig
 from lattica.errors import (
     BadArgumentsError,
     CallCancelledError,
@@ -21,18 +20,10 @@ from lattica.errors import (
 from lattica.rpc import Buffer, Rpc, method
 from lattica.rpc.methods import methods_of
 from lattica.rpc.uploads import CLEAN_UP
-from tests.rpc.mesh import Mesh, collect, until
+from tests.rpc.mesh import WINDOW, Mesh, collect, until
 from tests.rpc.upload_services import Intake, Producer
 
 pytestmark = pytest.mark.anyio
-WINDOW = 64 * KIB
-
-
-@pytest.fixture
-async def mesh() -> AsyncIterator[Mesh]:
-    async with Mesh(RpcConfig(stream_window=WINDOW, max_streams_per_peer=8)) as mesh:
-        yield mesh
-        await until(lambda: not leftovers(mesh))
 
 
 @pytest.fixture
@@ -56,23 +47,6 @@ def far(mesh: Mesh, intake: Intake) -> Intake:
 @pytest.fixture
 def producer() -> Producer:
     return Producer()
-
-
-def leftovers(mesh: Mesh) -> list[str]:
-    """What calls have left behind: there must be nothing."""
-    sessions = [session for rpc in (mesh.a, mesh.b) for session in rpc._sessions.values()]
-    assert not any(session.channel.receiving._early for session in sessions)
-    return [
-        f"{session}: {what}"
-        for session in sessions
-        for what in (
-            session.calls._pending,
-            session.serving._calls,
-            session.channel.receiving._sinks,
-            session.channel.sending._sources,
-        )
-        if what
-    ]
 
 
 async def settle(producer: Producer) -> int:
