@@ -124,7 +124,8 @@ async def test_a_blackout_that_a_link_does_not_outlive_and_a_successor_takes_ove
         await pair.work(spread=dark + 7.0)
         counts = await pair.check()
         assert counts[Kind.MAY_HAVE_RUN], "calls in flight are lost, and say so"
-        assert counts[Kind.VALUE] >= CALLS // 2
+        # Of those begun before and after it; how many that are hangs on each packet's luck.
+        assert counts[Kind.VALUE] >= CALLS // 4
         assert not counts[Kind.DEADLINE]
 
 
