@@ -28,6 +28,7 @@ from tests.fuzz.session import CONTROL, step
 from tests.fuzz.targets import BINDING, ENDING, ONE, OTHER, RELAYED
 
 pack = msgspec.msgpack.encode
+ITEMS = msgspec.msgpack.Ext(1, b"")  # where the items stand among the arguments
 
 
 def seeds() -> dict[str, list[bytes]]:
@@ -137,6 +138,11 @@ def _said(*messages: object) -> bytes:
 def _caller() -> list[bytes]:
     hello = _said(m.Hello(m.VERSION, 65536, 16))
     body = frame(pack(m.Body(0, False)))
+    items = frame(pack(m.Items(0, False)))
+    item = frame(pack(m.Item(msgspec.Raw(pack(1)))))
+    batch = frame(pack(m.Batch(msgspec.Raw(pack([2, 3, 4])))))
+    end = frame(pack(m.End()))
+    broken = frame(pack(m.Broken(m.Failure(0, "builtins.ValueError", "no"))))
     return [
         hello + _said(_call(0, "add", [1, 2]), _call(1, "fail", ["x"]), _call(2, "none", [])),
         hello + _said(_call(0, "count", [5]), m.Credit(3, 70_000)) + _said(m.Cancel(0)),
@@ -146,6 +152,10 @@ def _caller() -> list[bytes]:
         + step(1, bytes(200), end=True),
         hello + step(1, body + bytes(10), end=True) + _said(_call(0, "echo", [0], sizes=(10,))),
         hello + _said(_call(0, "echo", [0], sizes=(9,))) + step(1, body) + step(9, b""),
+        hello + _said(_call(0, "take", [ITEMS])) + step(1, items + item + batch + end, end=True),
+        hello + step(1, items + item) + _said(_call(0, "mirror", [ITEMS])) + step(1, end, end=True),
+        hello + _said(_call(0, "take", [ITEMS])) + step(1, items + item) + step(1, broken),
+        hello + _said(_call(0, "mirror", [ITEMS])) + step(1, items + batch) + step(9, b""),
     ]
 
 
@@ -163,6 +173,7 @@ def _server() -> list[bytes]:
         hello + _said(result) + step(2, frame(pack(m.Body(1, True))) + bytes(50), end=True),
         hello + step(1, items + item) + step(9, b""),
         hello + _said(m.Credit(2, 70_000), m.Taken(2), m.Ack(0)),
+        hello + _said(m.Credit(6, 70_000), m.Result(4, msgspec.Raw(pack(6)))),
     ]
 
 
