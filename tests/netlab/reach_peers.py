@@ -113,3 +113,14 @@ def relayed_bytes(relays: Sequence[ReachPeer], one: ReachPeer, other: ReachPeer)
         for session in relay.reach.forwarder.statistics().sessions
         if {session.source, session.target} == {one.id, other.id}
     )
+
+
+def known(a: ReachPeer, b: ReachPeer) -> str:
+    """What one peer knows of the ways to another, for whoever reads of a fault."""
+    told = ", ".join(
+        f"{a.path.describe(way.address)} {'proven' if way.is_proven else f'tried {way.tries}'}"
+        f" missed {way.misses} rtt {way.rtt:.3f} {'' if way.is_named else 'unnamed'}"
+        for way in a.link(b).steering.ways.all
+    )
+    report = a.reach.report
+    return f"{report.mapping} {report.public} uses {a.link(b).address} of {told}"

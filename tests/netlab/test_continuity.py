@@ -15,7 +15,7 @@ import pytest
 from lattica.link.quic_link import QuicLink
 from tests.netlab.kinds import PORT_RESTRICTED, PUBLIC, SYMMETRIC_RANDOM
 from tests.netlab.lab import Lab
-from tests.netlab.reach_peers import RealPeer, real_host, real_peer, real_relays
+from tests.netlab.reach_peers import RealPeer, known, real_host, real_peer, real_relays
 from tests.reach.load import Load, load
 from tests.reach.peers import ACCESS, ready, until
 from tests.reach.test_matrix import is_relayed
@@ -47,7 +47,13 @@ class World:
     async def direct(self) -> None:
         """Link the two, and wait until no relay stands between."""
         await self.a.dial(self.b)
-        await until(lambda: not self.is_relayed, 10.0)
+        await self.until_direct(10.0)
+
+    async def until_direct(self, timeout: float) -> None:
+        with anyio.move_on_after(timeout):
+            await until(lambda: not self.is_relayed, 2 * timeout)
+            return
+        raise AssertionError(f"not direct: {known(self.a, self.b)}; {known(self.b, self.a)}")
 
     @property
     def relay_in_use(self) -> RealPeer:
@@ -120,7 +126,7 @@ async def test_a_router_that_starts_anew_with_another_address(which: str) -> Non
         await w.direct()
         async with w.under_load():
             await (w.a if which == "dialer" else w.b).host.site.reboot("new")
-        await until(lambda: not w.is_relayed, 30.0)
+        await w.until_direct(30.0)
 
 
 @pytest.mark.parametrize("kind", [pytest.param(PUBLIC, marks=pytest.mark.slow), PORT_RESTRICTED])
@@ -130,7 +136,7 @@ async def test_a_peer_that_goes_to_another_network(kind: str) -> None:
         elsewhere = await w.lab.site(kind, delay=ACCESS)
         async with w.under_load():
             await w.a.host.move(elsewhere)
-        await until(lambda: not w.is_relayed, 30.0)
+        await w.until_direct(30.0)
 
 
 @pytest.mark.slow

@@ -16,7 +16,14 @@ import pytest
 
 from tests.netlab.kinds import KINDS, PUBLIC, UDP_BLOCKED
 from tests.netlab.lab import Lab
-from tests.netlab.reach_peers import RealPeer, real_host, real_peer, real_relays, relayed_bytes
+from tests.netlab.reach_peers import (
+    RealPeer,
+    known,
+    real_host,
+    real_peer,
+    real_relays,
+    relayed_bytes,
+)
 from tests.reach.oracle import method
 from tests.reach.peers import ready, until
 from tests.reach.test_matrix import is_relayed, limit
@@ -145,17 +152,6 @@ def _leaves(error: Exception) -> Iterator[Exception]:
             yield from _leaves(each)
     else:
         yield error
-
-
-def known(a: RealPeer, b: RealPeer) -> str:
-    """What one peer knows of the ways to another, for whoever reads of a fault."""
-    told = ", ".join(
-        f"{a.path.describe(way.address)} {'proven' if way.is_proven else f'tried {way.tries}'}"
-        f" missed {way.misses} rtt {way.rtt:.3f} {'' if way.is_named else 'unnamed'}"
-        for way in a.link(b).steering.ways.all
-    )
-    report = a.reach.report
-    return f"{report.mapping} {report.public} uses {a.link(b).address} of {told}"
 
 
 async def check_claims(relays: Sequence[RealPeer], a: RealPeer, b: RealPeer) -> None:
