@@ -52,12 +52,14 @@ class NatObserver:
 
     Attributes:
         version: rises when the mapping or the public address changes.
+        moves: rises when this may be another network, and all that was found is forgotten.
         counters: what was not believed, and why.
     """
 
     def __init__(self, config: NatConfig | None = None) -> None:
         self._config = config or NatConfig()
         self.version = 0
+        self.moves = 0
         self.counters: Counter[str] = Counter()
         self._seen: dict[str, _Observation] = {}
         self._contacts = Contacts(self._config)
@@ -83,6 +85,7 @@ class NatObserver:
         moved = self._own is not None and _of_ipv4(own) != _of_ipv4(self._own)
         self._own = own
         if moved:
+            self.moves += 1
             self._seen.clear()
             self._contacts = Contacts(self._config)
             self._filters = Filters(self._config.finding_ttl)

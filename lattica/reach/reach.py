@@ -247,7 +247,7 @@ class Reach:
 
     async def _look(self) -> None:
         """Until cancelled: notice new addresses, and keep the forwarder's house in order."""
-        version = self.candidates.observer.version
+        version, moves = self.candidates.observer.version, self.candidates.observer.moves
         confirm_at = self._now()
         while True:
             await anyio.sleep(CHECK_EVERY)
@@ -257,6 +257,9 @@ class Reach:
                 self.upgrades.confirm()
             if self.candidates.report.udp is None and self.upgrades.finds_udp_blocked():
                 self.candidates.observer.udp_blocked()
+            if self.candidates.observer.moves != moves:
+                moves = self.candidates.observer.moves
+                self.upgrades.ask_anew()
             if self.candidates.observer.version != version:
                 version = self.candidates.observer.version
                 self.refresh()

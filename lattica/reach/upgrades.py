@@ -137,6 +137,18 @@ class Upgrades:
             elif care.theirs is not None:
                 self._start(self._tell, care)
 
+    def ask_anew(self) -> None:
+        """This may be another network: ask all where they see this peer.
+
+        Some may have said so already, before the change of network was noticed and all that was
+        known of the last one forgotten.
+        """
+        for care in self._cares.values():
+            ways = care.link.steering.ways if care.link.steering is not None else None
+            for way in () if ways is None else ways.all:
+                way.observed = ""
+            care.link.probe()
+
     # ---------------------------------------------------------- from the service
 
     def exchanged(self, peer: PeerId, theirs: News) -> None:
