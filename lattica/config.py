@@ -34,6 +34,7 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     socket_buffer: int = 4 * MIB
     datagram: int = 1452  # largest sent by an engine that cannot enlarge it, path unknown
     max_datagram: int = 61_440  # none larger is ever sent, whatever the path takes
+    proxy: str = ""  # for TCP and TLS: http://[USER:PASSWORD@]HOST:PORT; "": LATTICA_PROXY's
     engine: str = "auto"  # or "aioquic", "qh3"; "auto" heeds the variable LATTICA_QUIC
 
 

@@ -22,7 +22,14 @@ from lattica.actors.owner import Owner
 from lattica.clock import Clock, SystemClock
 from lattica.config import Config
 from lattica.dht import Dht, dht_key
-from lattica.errors import AddressError, DhtError, GrantError, LatticaError, PortInUseError
+from lattica.errors import (
+    AddressError,
+    DhtError,
+    GrantError,
+    LatticaError,
+    PathError,
+    PortInUseError,
+)
 from lattica.home import Home
 from lattica.identity import grants, tickets
 from lattica.identity.keys import Identity, PeerId
@@ -32,6 +39,8 @@ from lattica.path import addresses as address_text
 from lattica.path.combined import CombinedPath
 from lattica.path.portmap import PortMapper
 from lattica.path.tcp import TcpPath
+from lattica.path.tls import PORT as TLS_PORT
+from lattica.path.tls import TlsPath
 from lattica.path.udp import UdpPath
 from lattica.reach.reach import Reach
 from lattica.rpc import Rpc, builtin
@@ -58,6 +67,7 @@ class PeerOptions(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""  # how people call it; default: the machine's name
     listen: str = ""  # host:port; default: loopback, or every interface where others are remote
     tcp: str | None = None  # also listen there over TCP; "": where UDP listens; None: do not
+    tls: str | None = None  # and inside TLS; "": port 443, or any if that is not permitted
     relay: bool | None = None  # forward for peers behind NATs; None: if strangers can reach this
     map_ports: bool = True  # ask the home's router to let others in
     cpus: float | None = None
@@ -289,10 +299,16 @@ class Peer:
         except BaseException:
             udp.close()
             raise
+        try:
+            tls = self._bind_tls(listen)
+        except BaseException:
+            udp.close()
+            tcp.close()
+            raise
         buffer = self.options.config.link.socket_buffer
         further = address_text.join(address_text.split(listen)[0], 0)
         return CombinedPath(
-            {address_text.UDP: udp, address_text.TCP: tcp},
+            {address_text.UDP: udp, address_text.TCP: tcp, address_text.TLS: tls},
             make_extra=lambda: UdpPath.bind(further, socket_buffer=buffer // 16),
         )
 
@@ -308,19 +324,33 @@ class Peer:
 
     def _bind_tcp(self, listen: str, udp_port: int) -> TcpPath:
         """The TCP side; without the option it can dial only."""
-        asked = self.options.tcp
+        asked, proxy = self.options.tcp, self.options.config.link.proxy
         if asked is None:
-            return TcpPath()
+            return TcpPath(proxy=proxy)
         if asked:
-            return TcpPath.bind(asked)
+            return TcpPath.bind(asked, proxy=proxy)
         host, port = address_text.split(listen)
         try:
-            return TcpPath.bind(address_text.join(host, udp_port))
+            return TcpPath.bind(address_text.join(host, udp_port), proxy=proxy)
         except PortInUseError:
             if port:
                 raise
             log.info("TCP port %d is taken; another is used", udp_port)
-            return TcpPath.bind(address_text.join(host, 0))
+            return TcpPath.bind(address_text.join(host, 0), proxy=proxy)
+
+    def _bind_tls(self, listen: str) -> TlsPath:
+        """The TLS side; without the option it can dial only."""
+        asked, proxy = self.options.tls, self.options.config.link.proxy
+        if asked is None:
+            return TlsPath(proxy=proxy)
+        if asked:
+            return TlsPath.bind(asked, proxy=proxy)
+        host, _ = address_text.split(listen)
+        try:
+            return TlsPath.bind(address_text.join(host, TLS_PORT), proxy=proxy)
+        except PathError as error:
+            log.warning("TLS listens on another port than %d: %s", TLS_PORT, error)
+            return TlsPath.bind(address_text.join(host, 0), proxy=proxy)
 
     async def _bootstrap(self, contacts: Sequence[Contact]) -> None:
         try:

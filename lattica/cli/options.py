@@ -78,6 +78,15 @@ def add_peer(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="listen on TCP as well, for networks that block UDP (default: where UDP listens)",
     )
+    parser.add_argument(
+        "--tls",
+        nargs="?",
+        const="",
+        default=None,
+        metavar="HOST:PORT",
+        help="listen inside TLS as well, for networks that let out nothing but web traffic "
+        "(default: port 443, or any where that is not permitted)",
+    )
     relay = parser.add_mutually_exclusive_group()
     relay.add_argument(
         "--relay",
@@ -118,6 +127,7 @@ def peer_options(args: argparse.Namespace, *, ticket: str | None = None) -> Peer
         name=args.name,
         listen=args.listen or ("" if ticket else everywhere()),
         tcp=args.tcp,
+        tls=args.tls,
         relay=args.relay,
         map_ports=args.map_ports,
         cpus=args.cpus,

@@ -34,7 +34,7 @@ from lattica.link.rulings import Rulings
 from lattica.link.schedule import Schedule
 from lattica.link.supervision import PeerEvent, PeerState
 from lattica.link.table import LinkTable
-from lattica.path.addresses import TCP, is_relay
+from lattica.path.addresses import is_relay, is_stream
 from lattica.path.interface import Path, VirtualAddress
 
 logger = logging.getLogger("lattica.link")
@@ -391,7 +391,7 @@ class Endpoint:
         peer = link.remote.peer
         # Where it was reached last is where to look first; but nobody listens on the port
         # that a TCP connection came from.
-        if link.is_dialer or not link.address.startswith(TCP):
+        if link.is_dialer or not is_stream(link.address):
             self._dials.book.learn(peer, [link.address])
         self._notify(link, is_up=False)
         self._review()

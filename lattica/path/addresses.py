@@ -1,4 +1,4 @@
-"""Addresses as people write them: `host:port`, `[v6]:port`, `tcp:host:port`.
+"""Addresses as people write them: `host:port`, `[v6]:port`, `tcp:host:port`, `tls:host:port`.
 
 `relay:PEER@ADDRESS` is a way through the relay PEER, which is itself at ADDRESS.
 """
@@ -11,6 +11,7 @@ from lattica.errors import AddressError
 
 UDP = "udp:"  # understood, and what an address without a scheme means
 TCP = "tcp:"
+TLS = "tls:"
 RELAY = "relay:"
 _IPV6_PREFIX = 56  # bits; what a home is given, RFC 6177
 
@@ -20,7 +21,7 @@ def split_scheme(address: str) -> tuple[str, str]:
     cut = address.strip()
     if cut.startswith(RELAY):
         return RELAY, split_scheme(cut.partition("@")[2])[1]
-    for scheme in (UDP, TCP):
+    for scheme in (UDP, TCP, TLS):
         if cut.lower().startswith(scheme):
             return scheme, cut[len(scheme) :]
     return UDP, cut
@@ -41,6 +42,11 @@ def split_relay(address: str) -> tuple[str, str]:
     if not address.startswith(RELAY) or not at or not peer or where.startswith(RELAY):
         raise AddressError(f"{address!r} is not of the form relay:PEER@host:port")
     return peer, where
+
+
+def is_stream(address: str) -> bool:
+    """Whether it is reached by a connection rather than by datagrams."""
+    return split_scheme(address)[0] in (TCP, TLS)
 
 
 def is_relay(address: str) -> bool:

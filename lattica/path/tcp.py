@@ -12,6 +12,7 @@ import errno
 import socket
 from collections import Counter
 from collections.abc import Sequence
+from typing import Self
 
 from lattica.errors import AddressError
 from lattica.path import addresses as text
@@ -23,9 +24,11 @@ from lattica.path.interface import (
     Receiver,
     VirtualAddress,
 )
+from lattica.path.proxy import ConnectWrapping, proxy_for
 from lattica.path.sockets import Physical
 from lattica.path.tcp_connection import OpenSocket, TcpConnection
 from lattica.path.tcp_frames import MAX_FRAME
+from lattica.path.wrapping import Chain, Wrapping, WrappingError
 
 LOOPBACK_WINDOW = 2 * 1024 * 1024  # bytes; more only makes small calls wait longer
 WINDOW = 4 * 1024 * 1024  # bytes in flight; less than a connection queues, so none is dropped
@@ -33,6 +36,7 @@ MAX_ACCEPTED = 1024  # connections
 MAX_PER_SOURCE = 64  # connections accepted from one IPv4 address or IPv6 /56
 IDLE = 10.0  # seconds that a connection may exist without a link
 LINGER = 2.0  # seconds for a link's last words
+WRAP_TIMEOUT = 5.0  # seconds for TLS, and for a proxy's answer
 SWEEP = 0.5  # seconds between looks at the clock
 _ACCEPTS = 32  # in one wake-up
 _OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -41,17 +45,23 @@ _OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class TcpPath:
     """See `lattica.path.interface.Path`."""
 
+    SCHEME = text.TCP
+    REFUSAL = b""  # said to who does not speak in frames
+
     def __init__(
         self,
         listener: socket.socket | None = None,
         *,
         open_socket: OpenSocket = socket.socket,
+        proxy: str = "",
     ) -> None:
         """Take over a listening socket; without one, connections can only be dialled.
 
-        `open_socket` makes the sockets of outgoing connections.
+        `open_socket` makes the sockets of outgoing connections, which go through `proxy` if one is
+        told: see `lattica.path.proxy.proxy_for`.
         """
         self._open_socket = open_socket
+        self._proxy = proxy
         self._listener = listener
         self._bound = listener.getsockname() if listener is not None else None
         self._receiver: Receiver | None = None
@@ -66,14 +76,14 @@ class TcpPath:
         self._totals: Counter[str] = Counter()  # of connections that are no more
 
     @classmethod
-    def bind(cls, address: str = "0.0.0.0:0") -> TcpPath:
+    def bind(cls, address: str = "0.0.0.0:0", *, proxy: str = "") -> Self:
         """A path that listens on `address`, with or without the scheme.
 
         Raises:
             AddressError: `address` is not an address of this machine.
             PortInUseError: another process holds the port.
         """
-        return cls(sockets.bind(text.strip_scheme(address), socket.SOCK_STREAM))
+        return cls(sockets.bind(text.strip_scheme(address), socket.SOCK_STREAM), proxy=proxy)
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -81,7 +91,7 @@ class TcpPath:
         if self._listener is None or self._bound is None:
             return ()
         return tuple(
-            text.TCP + each for each in sockets.reachable(self._bound, self._listener.family)
+            self.SCHEME + each for each in sockets.reachable(self._bound, self._listener.family)
         )
 
     @property
@@ -130,12 +140,49 @@ class TcpPath:
         self._connections.clear()
 
     async def resolve(self, address: str) -> VirtualAddress:
-        """A new connection's address. It connects when something is sent."""
+        """A new connection's address.
+
+        It connects when something is sent; but where TLS or a proxy lies between, now, so
+        that their trouble can be told.
+        """
         scheme, where = text.split_scheme(address)
-        if scheme != text.TCP:
-            raise AddressError(f"{address!r} is not of the form tcp:host:port")
-        family, physical = await sockets.look_up(where, socket.SOCK_STREAM)
-        return self._add(physical, family=family).address
+        if scheme != self.SCHEME:
+            raise AddressError(f"{address!r} is not of the form {self.SCHEME}host:port")
+        host, _ = text.split(where)
+        proxy = proxy_for(host, self._proxy)
+        chain: list[Wrapping] = [] if proxy is None else [ConnectWrapping(proxy, where)]
+        own = self._wrap(host, is_accepted=False)
+        if own is not None:
+            chain.append(own)
+        family, physical = await sockets.look_up(
+            where if proxy is None else str(proxy), socket.SOCK_STREAM
+        )
+        wrapping = Chain(chain) if chain else None
+        connection = self._add(
+            physical,
+            family=family,
+            wrapping=wrapping,
+            label="" if proxy is None else self.SCHEME + where,
+        )
+        if wrapping is None:
+            return connection.address
+        try:
+            async with asyncio.timeout(WRAP_TIMEOUT):
+                await connection.ready()
+        except (WrappingError, TimeoutError) as error:
+            self._remove(connection)
+            through = "" if proxy is None else f" through the proxy {proxy}"
+            reason = str(error) or f"nothing came back in {WRAP_TIMEOUT:g} s"
+            raise AddressError(f"{address}{through}: {reason}") from None
+        except BaseException:
+            self._remove(connection)
+            raise
+        return connection.address
+
+    def _wrap(self, host: str, *, is_accepted: bool) -> Wrapping | None:
+        """What lies between a connection's socket and its frames."""
+        del host, is_accepted
+        return None
 
     def send(self, datagrams: Sequence[bytes], address: VirtualAddress) -> None:
         connection = self._connections.get(address)
@@ -168,7 +215,9 @@ class TcpPath:
         connection = self._connections.get(address)
         if connection is None:
             return "forgotten"
-        return text.TCP + text.join(text.plain(connection.physical[0]), connection.physical[1])
+        if connection.label:
+            return connection.label
+        return self.SCHEME + text.join(text.plain(connection.physical[0]), connection.physical[1])
 
     def hold(self, address: VirtualAddress) -> None:
         connection = self._connections.get(address)
@@ -219,10 +268,16 @@ class TcpPath:
         return 0.0 if self._loop is None else self._loop.time()
 
     def _add(
-        self, physical: Physical, *, family: int, accepted: socket.socket | None = None
+        self,
+        physical: Physical,
+        *,
+        family: int,
+        accepted: socket.socket | None = None,
+        wrapping: Wrapping | None = None,
+        label: str = "",
     ) -> TcpConnection:
         loop = self._loop or asyncio.get_running_loop()
-        address = VirtualAddress("tcp", self._next)
+        address = VirtualAddress(self.SCHEME.rstrip(":"), self._next)
         self._next += 1
         connection = TcpConnection(
             self,
@@ -232,6 +287,9 @@ class TcpPath:
             family=family,
             open_socket=self._open_socket,
             accepted=accepted,
+            wrapping=wrapping,
+            label=label,
+            refusal=self.REFUSAL,
         )
         connection.expires = loop.time() + IDLE
         self._connections[address] = connection
@@ -256,7 +314,8 @@ class TcpPath:
                 sock.close()
                 continue
             self._sources[source] += 1
-            self._add(physical, family=sock.family, accepted=sock)
+            wrapping = self._wrap(physical[0], is_accepted=True)
+            self._add(physical, family=sock.family, accepted=sock, wrapping=wrapping)
 
     def _pause_listening(self) -> None:
         """The listener stays readable: without a pause the loop would do nothing else."""

@@ -1,0 +1,98 @@
+"""The last resort: frames in TLS connections, which look like any web site's.
+
+For networks that let nothing out but TCP to port 443. A middlebox sees TLS 1.3 with the ALPN
+of HTTP; whoever asks in HTTP gets a 404. TLS authenticates nobody here: the QUIC inside does,
+so the listener's certificate is self-made and not checked. Addresses are written
+`tls:host:port`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import ssl
+import tempfile
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from lattica.path import addresses as text
+from lattica.path.tcp import TcpPath
+from lattica.path.wrapping import TlsWrapping, Wrapping
+
+PORT = 443  # what such networks let out
+_ALPN = ["http/1.1"]
+_DAYS = 90
+_NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+class TlsPath(TcpPath):
+    """See `lattica.path.interface.Path`."""
+
+    SCHEME = text.TLS
+    REFUSAL = _NOT_FOUND
+    _server: ssl.SSLContext | None = None
+    _client: ssl.SSLContext | None = None
+
+    def _wrap(self, host: str, *, is_accepted: bool) -> Wrapping | None:
+        if is_accepted:
+            if self._server is None:
+                self._server = _server_context()
+            return TlsWrapping(self._server, is_server=True)
+        if self._client is None:
+            self._client = _client_context()
+        return TlsWrapping(self._client, is_server=False, name=None if _is_number(host) else host)
+
+
+def _is_number(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def _client_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(_ALPN)
+    return context
+
+
+def _server_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(_ALPN)
+    file, name = tempfile.mkstemp(prefix="lattica-")  # readable by this user alone
+    try:
+        with os.fdopen(file, "wb") as out:
+            out.write(_certificate())
+        context.load_cert_chain(name)
+    finally:
+        os.unlink(name)
+    return context
+
+
+def _certificate() -> bytes:
+    """A key and a certificate in PEM, of the kind that most sites have."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=_DAYS))
+        .sign(key, hashes.SHA256())
+    )
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return secret + certificate.public_bytes(Encoding.PEM)
