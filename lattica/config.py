@@ -62,6 +62,18 @@ class PortMapConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_requests: int = 48  # made to find out what a gateway can do
 
 
+class LanConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Peers on the same local network. Times in seconds."""
+
+    max_interfaces: int = 8
+    max_asking: int = 32  # announcements that are being read
+    answer_timeout: float = 3.0  # for what goes by a name
+    watch_every: float = 5.0  # between looks at this machine's addresses
+    spread: float = 60.0  # new names, once an hour, are not taken by all at once
+    retry_after: float = 60.0
+    leave_timeout: float = 1.5
+
+
 class RelayConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a relay does for others. Times in seconds, sizes in bytes, rates in bytes/s.
 
@@ -236,6 +248,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     link: LinkConfig = LinkConfig()
     port_map: PortMapConfig = PortMapConfig()
+    lan: LanConfig = LanConfig()
     relay: RelayConfig = RelayConfig()
     nat: NatConfig = NatConfig()
     punch: PunchConfig = PunchConfig()

@@ -37,6 +37,7 @@ from lattica.identity.tickets import Contact, Ticket
 from lattica.link.endpoint import Endpoint
 from lattica.path import addresses as address_text
 from lattica.path.combined import CombinedPath
+from lattica.path.lan import LanDiscovery
 from lattica.path.portmap import PortMapper
 from lattica.path.tcp import TcpPath
 from lattica.path.tls import PORT as TLS_PORT
@@ -70,6 +71,7 @@ class PeerOptions(msgspec.Struct, frozen=True, kw_only=True):
     tls: str | None = None  # and inside TLS; "": port 443, or any if that is not permitted
     relay: bool | None = None  # forward for peers behind NATs; None: if strangers can reach this
     map_ports: bool = True  # ask the home's router to let others in
+    lan: bool = True  # find members of the mesh on the local network, and be found
     cpus: float | None = None
     gpus: float = 0.0
     memory: int | None = None  # bytes
@@ -90,6 +92,7 @@ class Peer:
     host: Host
     core: Owner
     port_mapper: PortMapper | None = None
+    lan: LanDiscovery | None = None
 
     def __init__(
         self,
@@ -262,6 +265,7 @@ class Peer:
         await self._bootstrap(contacts)
         await self._map_ports(stack)
         tasks = await stack.enter_async_context(anyio.create_task_group())
+        await self._look_around(stack, tasks)
         stack.push_async_callback(self._leave)
         stack.callback(tasks.cancel_scope.cancel)
         tasks.start_soon(self._announce)
@@ -374,6 +378,37 @@ class Peer:
             config=self.options.config.port_map,
         )
         self.port_mapper = await stack.enter_async_context(mapper)
+
+    async def _look_around(
+        self, stack: contextlib.AsyncExitStack, tasks: anyio.abc.TaskGroup
+    ) -> None:
+        """Find members on the local network."""
+        if not self.options.lan or self.reach.candidates.is_quiet:
+            return
+
+        def found(peer: PeerId, addresses: tuple[str, ...]) -> None:
+            if peer != self.identity.peer_id:
+                self.endpoint.learn(peer, addresses)
+                tasks.start_soon(self._meet, Contact(peer, addresses))
+
+        self.lan = await stack.enter_async_context(
+            LanDiscovery(
+                self.identity.peer_id,
+                self.membership.mesh,
+                lambda: self.endpoint.addresses,
+                found,
+                clock=self.clock,
+                config=self.options.config.lan,
+            )
+        )
+
+    async def _meet(self, contact: Contact) -> None:
+        """Know a neighbour as the DHT knows others."""
+        if self.endpoint.find(contact.peer) is None:
+            try:
+                await self.dht.bootstrap([contact])
+            except LatticaError as error:
+                log.info("the neighbour %s does not answer: %s", contact.peer.short, error)
 
     async def _find_relays(self) -> Sequence[Contact]:
         """Peers that say they relay, in no order that all others share."""

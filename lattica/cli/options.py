@@ -101,6 +101,12 @@ def add_peer(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="do not ask the router to let others in (PCP, NAT-PMP, UPnP)",
     )
+    parser.add_argument(
+        "--no-lan",
+        dest="lan",
+        action="store_false",
+        help="neither look for peers on the local network nor be found there (mDNS)",
+    )
     offered = parser.add_argument_group("what it offers (default: this machine's own)")
     offered.add_argument("--cpus", type=float, default=None, metavar="N")
     offered.add_argument("--gpus", type=float, default=0.0, metavar="N")
@@ -130,6 +136,7 @@ def peer_options(args: argparse.Namespace, *, ticket: str | None = None) -> Peer
         tls=args.tls,
         relay=args.relay,
         map_ports=args.map_ports,
+        lan=args.lan,
         cpus=args.cpus,
         gpus=args.gpus,
         memory=args.memory,
