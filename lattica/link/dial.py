@@ -63,6 +63,7 @@ class Dial:
         self._done = anyio.Event()
         self._link: QuicLink | None = None
         self._errors: list[LinkError] = []
+        self._reasons: dict[str, str] = {}  # by address, where there is one
         self._running = 0
 
     async def wait(self) -> QuicLink:
@@ -121,18 +122,21 @@ class Dial:
             if link.error is not None:
                 raise link.error
         except AddressError as error:
-            self._errors.append(UnreachableError(str(error)))
+            self._unreachable(address, error)
         except DuplicateLinkError:
             # The link that stays is the peer's own dial: it is on its way to us.
             await anyio.sleep_forever()  # until `succeed`, or the deadline
         except (LinkLostError, RelayError) as error:
-            self._errors.append(UnreachableError(f"{address}: {error}"))
+            self._unreachable(address, error)
         except LinkError as error:
             self._refused(book, address, error)
         finally:
             self._running -= 1
             if link is not None and not link.is_open:
                 link.refuse(DuplicateLinkError("not needed any more"))
+
+    def _unreachable(self, address: str, error: Exception) -> None:
+        self._reasons[address] = str(error).removeprefix(f"{address}: ")
 
     def _refused(self, book: AddressBook, address: str, error: LinkError) -> None:
         self._errors.append(error)
@@ -151,11 +155,25 @@ class Dial:
         for error in self._errors:
             if isinstance(error, WrongPeerError):
                 return error
-        tried = ", ".join(self._addresses)
-        details = "; ".join(str(error) for error in self._errors)
-        return UnreachableError(
-            f"{self.peer.short} does not answer at {tried}" + (f" ({details})" if details else "")
+        tried = "; ".join(
+            f"{_shortened(each)}: {self._reasons.get(each, 'no answer')}"
+            for each in self._addresses
         )
+        return UnreachableError(
+            f"{self.peer.short} cannot be reached. Tried {tried}. "
+            "What this machine's network is like: lattica doctor"
+        )
+
+
+def _shortened(address: str) -> str:
+    """As people read it: relays by the beginning of their id."""
+    if not text.is_relay(address):
+        return address
+    try:
+        peer, where = text.split_relay(address)
+    except AddressError:
+        return address
+    return f"the relay {peer[:8]} at {where}"
 
 
 def _staggered(addresses: Sequence[str]) -> list[tuple[str, float]]:
