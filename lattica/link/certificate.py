@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
-
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.x509.oid import NameOID
+
+from lattica.path.self_signed import self_signed
 
 DAYS = 3650
 
@@ -22,16 +21,5 @@ class Certificate(msgspec.Struct, frozen=True):
     def generate(cls) -> Certificate:
         """A certificate that names nobody, so that it tells observers nothing."""
         key = Ed25519PrivateKey.generate()
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lattica")])
-        now = datetime.datetime.now(datetime.UTC)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=DAYS))
-            .sign(key, None)
-        )
+        certificate = self_signed(key, "lattica", DAYS)
         return cls(certificate, key)

@@ -12,6 +12,7 @@ from lattica.path.extra import ExtraPaths
 from lattica.path.interface import RELAY, Path, PathStats, Receiver, VirtualAddress
 from lattica.path.relay import SCHEME as RELAYED
 from lattica.path.relay import RelayPath
+from lattica.path.unlisted import added_up
 
 FIRST = 4  # addresses of the first carrier before those of the others: few lists are longer
 
@@ -56,27 +57,7 @@ class CombinedPath:
     def statistics(self) -> PathStats:
         """Sums; buffers and batching are the first carrier's."""
         first, *others = (carrier.statistics() for carrier in self._carriers.values())
-        total = {
-            name: getattr(first, name) + sum(getattr(each, name) for each in others)
-            for name in (
-                "datagrams_in",
-                "bytes_in",
-                "reads",
-                "datagrams_out",
-                "bytes_out",
-                "writes",
-                "queued",
-                "overruns",
-            )
-        }
-        return PathStats(
-            **total,
-            receive_buffer=first.receive_buffer,
-            send_buffer=first.send_buffer,
-            coalesced=first.coalesced,
-            segmented=first.segmented,
-            dropped=dict(self.counters),
-        )
+        return added_up(first, others, self.counters)
 
     def start(self, receiver: Receiver) -> None:
         sorted_out = _Sorted(receiver, self.relay)

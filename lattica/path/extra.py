@@ -10,23 +10,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from lattica.errors import AddressError, PathError
+from lattica.errors import PathError
 from lattica.path.interface import Path, PathStats, Receiver, VirtualAddress
+from lattica.path.unlisted import NOTHING, UnlistedPath, added_up
 
 SCHEME = "extra"
 MAX_SOCKETS = 512
 
 
-class ExtraPaths:
+class ExtraPaths(UnlistedPath):
     """A carrier of `lattica.path.combined.CombinedPath` over any number of paths."""
 
     def __init__(self, make: Callable[[], Path]) -> None:
         """`make` binds a new path, to a port of the system's choice."""
+        super().__init__()
         self._make = make
         self._receiver: Receiver | None = None
         self._members: dict[int, _Member] = {}
         self._by_address: dict[VirtualAddress, tuple[_Member, VirtualAddress]] = {}
-        self._counters: Counter[str] = Counter()
         self._next = 1
 
     def __len__(self) -> int:
@@ -81,42 +82,12 @@ class ExtraPaths:
     # ------------------------------------------------------------ the Path interface
 
     @property
-    def addresses(self) -> tuple[str, ...]:
-        return ()
-
-    @property
     def counters(self) -> Counter[str]:
         return sum((each.path.counters for each in self._members.values()), self._counters)
 
     def statistics(self) -> PathStats:
-        total = Counter[str]()
-        for member in self._members.values():
-            one = member.path.statistics()
-            total.update(
-                datagrams_in=one.datagrams_in,
-                bytes_in=one.bytes_in,
-                reads=one.reads,
-                datagrams_out=one.datagrams_out,
-                bytes_out=one.bytes_out,
-                writes=one.writes,
-                queued=one.queued,
-                overruns=one.overruns,
-            )
-        return PathStats(
-            datagrams_in=total["datagrams_in"],
-            bytes_in=total["bytes_in"],
-            reads=total["reads"],
-            datagrams_out=total["datagrams_out"],
-            bytes_out=total["bytes_out"],
-            writes=total["writes"],
-            queued=total["queued"],
-            overruns=total["overruns"],
-            receive_buffer=0,
-            send_buffer=0,
-            coalesced=False,
-            segmented=False,
-            dropped=dict(self.counters),
-        )
+        members = (each.path.statistics() for each in self._members.values())
+        return added_up(NOTHING, members, self.counters)
 
     def start(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -126,27 +97,12 @@ class ExtraPaths:
         for member in tuple(self._members.values()):
             self._close(member)
 
-    async def resolve(self, address: str) -> VirtualAddress:
-        raise AddressError(f"{address!r}: further sockets are not dialled from")
-
     def send(self, datagrams: Sequence[bytes], address: VirtualAddress) -> None:
         found = self._by_address.get(address)
         if found is None:
             self._counters["sent_nowhere"] += len(datagrams)
         else:
             found[0].path.send(datagrams, found[1])
-
-    def spray(self, datagram: bytes, addresses: Sequence[str]) -> None:
-        self._counters["sent_nowhere"] += len(addresses)
-
-    def datagram_limit(self, address: VirtualAddress) -> int | None:
-        return None
-
-    def can_probe(self, address: VirtualAddress) -> bool:
-        return True
-
-    def window_limit(self, address: VirtualAddress) -> int | None:
-        return None
 
     def describe(self, address: VirtualAddress) -> str:
         found = self._by_address.get(address)

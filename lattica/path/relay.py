@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import msgspec
+
 from lattica.errors import AddressError
 from lattica.path.interface import (
     QUIC_FIXED_BIT,
@@ -23,12 +25,14 @@ from lattica.path.interface import (
     Receiver,
     VirtualAddress,
 )
+from lattica.path.unlisted import NOTHING, UnlistedPath
 
 SCHEME = "relay"
 SESSION = 8  # bytes
 HEADER = 1 + SESSION
 MAX_SESSIONS = 4096
 MAX_FRESH = 256  # sessions that a relay has opened and no link has taken yet
+_COUNTED = ("datagrams_in", "bytes_in", "datagrams_out", "bytes_out", "writes")
 Batch = list[tuple[bytes, VirtualAddress]]
 
 
@@ -57,7 +61,7 @@ class _Session:
         self.out = 0
 
 
-class RelayPath:
+class RelayPath(UnlistedPath):
     """A carrier of `lattica.path.combined.CombinedPath`. Its addresses are sessions.
 
     Attributes:
@@ -69,12 +73,12 @@ class RelayPath:
 
     def __init__(self, below: Path) -> None:
         """Frames are sent over `below`."""
+        super().__init__()
         self._below = below
         self._sessions: dict[bytes, _Session] = {}
         self._by_address: dict[VirtualAddress, _Session] = {}
         self._fresh: dict[VirtualAddress, None] = {}  # admitted, and held by no link so far
         self._next = 1
-        self._counters: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()
         self.forward: Callable[[Batch], None] | None = None  # frames of no session here
         self.admit: Callable[[VirtualAddress], tuple[Leg, str] | None] | None = None
@@ -161,29 +165,12 @@ class RelayPath:
     # ------------------------------------------------------------ the Path interface
 
     @property
-    def addresses(self) -> tuple[str, ...]:
-        return ()
-
-    @property
     def counters(self) -> Counter[str]:
         return self._counters
 
     def statistics(self) -> PathStats:
-        return PathStats(
-            datagrams_in=self._totals["datagrams_in"],
-            bytes_in=self._totals["bytes_in"],
-            reads=0,
-            datagrams_out=self._totals["datagrams_out"],
-            bytes_out=self._totals["bytes_out"],
-            writes=self._totals["writes"],
-            queued=0,
-            receive_buffer=0,
-            send_buffer=0,
-            overruns=0,
-            coalesced=False,
-            segmented=False,
-            dropped=dict(self._counters),
-        )
+        counted = {name: self._totals[name] for name in _COUNTED}
+        return msgspec.structs.replace(NOTHING, dropped=dict(self._counters), **counted)
 
     def start(self, receiver: Receiver) -> None:
         """Nothing arrives here by itself: see `received`."""
@@ -192,9 +179,6 @@ class RelayPath:
         self._sessions.clear()
         self._fresh.clear()
         self._by_address.clear()
-
-    async def resolve(self, address: str) -> VirtualAddress:
-        raise AddressError(f"{address!r}: a relay session is opened by `lattica.reach`")
 
     def send(self, datagrams: Sequence[bytes], address: VirtualAddress) -> None:
         session = self._by_address.get(address)
@@ -206,18 +190,6 @@ class RelayPath:
         self._totals["bytes_out"] += sum(map(len, datagrams))
         head = session.head
         self._below.send([head + datagram for datagram in datagrams], session.leg.current)
-
-    def spray(self, datagram: bytes, addresses: Sequence[str]) -> None:
-        self._counters["sent_nowhere"] += len(addresses)
-
-    def datagram_limit(self, address: VirtualAddress) -> int | None:
-        return None
-
-    def can_probe(self, address: VirtualAddress) -> bool:
-        return True
-
-    def window_limit(self, address: VirtualAddress) -> int | None:
-        return None
 
     def describe(self, address: VirtualAddress) -> str:
         session = self._by_address.get(address)

@@ -8,19 +8,16 @@ so the listener's certificate is self-made and not checked. Addresses are writte
 
 from __future__ import annotations
 
-import datetime
 import ipaddress
 import os
 import ssl
 import tempfile
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 
 from lattica.path import addresses as text
+from lattica.path.self_signed import self_signed
 from lattica.path.tcp import TcpPath
 from lattica.path.wrapping import TlsWrapping, Wrapping
 
@@ -82,17 +79,6 @@ def _server_context() -> ssl.SSLContext:
 def _certificate() -> bytes:
     """A key and a certificate in PEM, of the kind that most sites have."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=_DAYS))
-        .sign(key, hashes.SHA256())
-    )
+    certificate = self_signed(key, "localhost", _DAYS)
     secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return secret + certificate.public_bytes(Encoding.PEM)
