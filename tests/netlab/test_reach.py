@@ -177,10 +177,24 @@ async def check_claims(relays: Sequence[RealPeer], a: RealPeer, b: RealPeer) -> 
 
 def table(rows: Sequence[Row]) -> None:
     """The matrix as the documentation has it: dialers down, seconds to direct."""
+    marks = {"plain": "", "port prediction": "p", "birthday": "b", "tcp": "t"}
     by_pair = {(row.one, row.other): row for row in rows}
-    for one in NAMES:
-        cells = []
-        for other in NAMES:
-            row = by_pair[one, other]
-            cells.append("r" if row.direct is None else f"{row.direct:.1f}")
-        print(f"| `{one}` | " + " | ".join(cells) + " |")
+    for place, one in enumerate(NAMES, start=1):
+        cells = [
+            "r" if row.direct is None else f"{row.direct:.1f}{marks[row.way]}"
+            for row in (by_pair[one, other] for other in NAMES)
+        ]
+        print(f"| {place} `{one}` | " + " | ".join(cells) + " |")
+    firsts = sorted(row.first for row in rows if row.first is not None)
+    print(f"first call: {figures(firsts)}")
+    for way in marks:
+        print(f"{way}: {figures(sorted(row.direct or 0.0 for row in rows if row.way == way))}")
+    print(f"relayed: {sum(row.direct is None for row in rows)}")
+
+
+def figures(times: Sequence[float]) -> str:
+    """Of sorted seconds."""
+    if not times:
+        return "none"
+    half, most = times[len(times) // 2], times[int(0.95 * len(times))]
+    return f"{len(times)}, median {half:.2f} s, 95 % {most:.2f} s, last {times[-1]:.2f} s"
