@@ -13,6 +13,7 @@ from tests.netlab import kinds
 from tests.netlab.gateways import cannot_map_ports, with_miniupnpd, with_proxy
 from tests.netlab.lab import Lab, LabSocket
 from tests.netlab.processes import LabError
+from tests.netlab.test_lab import arrived
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netlab]
 needs_miniupnpd = pytest.mark.skipif(cannot_map_ports() is not None, reason=str(cannot_map_ports()))
@@ -50,8 +51,8 @@ async def test_nat_pmp_maps_and_unmaps_a_port() -> None:
         _, _, result, _, port, outer, _ = struct.unpack("!BBHIHHI", told)
         assert (result, port, outer) == (0, 5000, 6000)
         mapped = (site.address, outer)
-        assert await seen(outside, inside, mapped) == outside.address
-        assert await seen(inside, outside, outside.address) == mapped
+        assert await arrived(outside, inside, mapped) == outside.address
+        assert await arrived(inside, outside, outside.address) == mapped
         told = await asked(control, site.router, struct.pack("!BBHHHI", 0, 1, 0, 5000, 0, 0))
         assert struct.unpack_from("!H", told, 2) == (0,)
         stranger = await (await lab.host()).udp()
@@ -76,7 +77,7 @@ async def test_pcp_maps_a_port() -> None:
         port, outer, address = struct.unpack_from("!HH16s", told, 40)
         assert port == 5000
         assert socket.inet_ntoa(address[12:]) == site.address
-        assert await seen(outside, inside, (site.address, outer)) == outside.address
+        assert await arrived(outside, inside, (site.address, outer)) == outside.address
 
 
 UPNP = """
@@ -118,7 +119,7 @@ async def test_upnp_is_discovered_and_maps_a_port() -> None:
         assert await seen(outside, inside, (site.address, 5000)) is None
         asking = await host.run([sys.executable, "-c", UPNP, host.address, "5000"])
         assert await asking.output() == "200\n"
-        assert await seen(outside, inside, (site.address, 5000)) == outside.address
+        assert await arrived(outside, inside, (site.address, 5000)) == outside.address
 
 
 @needs_miniupnpd
