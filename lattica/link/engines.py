@@ -25,23 +25,29 @@ class Engines(msgspec.Struct, frozen=True):
     far: EngineMaker  # across a network
 
     def towards(self, address: str) -> EngineMaker:
-        """The engine for a remote at `host:port` or `tcp:host:port`."""
+        """The engine for a remote at `host:port`, `tcp:host:port` or such."""
         scheme, rest = addresses.split_scheme(address)
         try:
             host, _ = addresses.split(rest)
         except AddressError:
             return self.near
-        if scheme == addresses.TCP:
+        if scheme in (addresses.TCP, addresses.TLS):
             return self.near
         return self.far if addresses.is_remote(host) else self.near
 
 
-def choose(wanted: str = AUTO, environment: Mapping[str, str] = os.environ) -> Engines:
+def choose(
+    wanted: str = AUTO,
+    environment: Mapping[str, str] = os.environ,
+    *,
+    is_traced: bool = False,
+) -> Engines:
     """The engine called `wanted`; for "auto", what `LATTICA_QUIC` says, or what is best.
 
     Best is qh3, where it is installed and nothing is lost. Across a network packets are lost by
     chance: qh3's loss-based congestion control takes that for congestion, and its core now and
     then ends a connection over it. There aioquic is used, and the processor rarely limits.
+    With `is_traced` the engine is one that writes traces where its configuration says so.
 
     Raises:
         EngineError: no engine has that name, or it is not installed.
@@ -62,7 +68,12 @@ def choose(wanted: str = AUTO, environment: Mapping[str, str] = os.environ) -> E
             f"{source} asks for the engine qh3, which cannot be used ({error}); "
             "install it with: pip install 'lattica-mesh[fast]'"
         ) from error
-    return Engines(Qh3Engine, _aioquic() if wanted == AUTO else Qh3Engine)
+    near: EngineMaker = Qh3Engine
+    if is_traced:
+        from lattica.link.traced_qh3 import TracedQh3Engine
+
+        near = TracedQh3Engine
+    return Engines(near, _aioquic() if wanted == AUTO else near)
 
 
 def _aioquic() -> EngineMaker:

@@ -31,10 +31,8 @@ class LinkMaker:
         """`owner` is whom they belong to, `links` those that it has; new ones are not added."""
         self._owner = owner
         self._links = links
-        self._engines = choose(owner.config.engine)
         self._qlog = trace_directory(owner.config.qlog)
-        if self._qlog is not None and self._engines.near.name != "aioquic":
-            logger.warning("only aioquic writes traces: set LATTICA_QUIC=aioquic as well")
+        self._engines = choose(owner.config.engine, is_traced=self._qlog is not None)
         self._doorkeeper = Doorkeeper(owner.config)
         self._certificate = Certificate.generate()
 

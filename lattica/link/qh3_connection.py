@@ -137,6 +137,11 @@ class Connection(QuicConnection):
         return self._core
 
     @property
+    def original_destination(self) -> bytes:
+        """The id that the client's first packet went to; both ends' traces are named by it."""
+        return self._original_destination_connection_id or b""
+
+    @property
     def is_complete(self) -> bool:
         """Whether the handshake is through."""
         return self._handshake_complete

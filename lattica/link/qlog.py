@@ -3,7 +3,8 @@
 One file for each connection, written when it ends. Bounded: the newest `MAX_EVENTS` events of
 a connection, `MAX_FILES` files in the directory, of which the oldest make room. What is in
 them: times, sizes, packet numbers, frame types, congestion state. Not in them: payload,
-keys, and the tokens by which a packet could pass for an end's own. Only aioquic can be traced.
+keys, and the tokens by which a packet could pass for an end's own. What aioquic does is traced
+packet by packet; qh3 shows datagrams and metrics only (`traced_qh3`).
 """
 
 from __future__ import annotations

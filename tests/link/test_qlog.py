@@ -17,9 +17,9 @@ from tests.link.helpers import exchange, two
 SECRET = b"nobody's business " * 40
 
 
-async def traced(where: Path) -> str:
+async def traced(where: Path, engine: str = "aioquic") -> str:
     """The text of all traces of one link that has carried `SECRET`."""
-    config = LinkConfig(engine="aioquic", qlog=str(where))
+    config = LinkConfig(engine=engine, qlog=str(where))
     async with two(PacketNetwork(), config) as (alice, bob):
         link = await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
         await bob.until_linked(alice)
@@ -38,6 +38,36 @@ async def test_each_end_writes_one_trace_that_holds_no_secret(tmp_path: Path) ->
         assert {"transport:packet_sent", "transport:packet_received"} <= names
     assert "token" not in text.replace("new_token", "")
     assert SECRET[:8].hex() not in text
+    assert SECRET[:8].decode() not in text
+
+
+@pytest.mark.anyio
+async def test_of_qh3_datagrams_metrics_and_the_end_are_told(tmp_path: Path) -> None:
+    pytest.importorskip("qh3")
+    text = await traced(tmp_path, "qh3")
+    traces = [json.loads(each.read_text())["traces"][0] for each in tmp_path.iterdir()]
+    assert sorted(each["vantage_point"]["type"] for each in traces) == ["client", "server"]
+    assert len({each["common_fields"]["ODCID"] for each in traces}) == 1
+    for trace in traces:
+        events = {event["name"]: event["data"] for event in trace["events"]}
+        assert events["connectivity:connection_state_updated"] == {"new": "handshake_complete"}
+        assert events["connectivity:connection_closed"]["reason"]
+        sent, received = (
+            sum(
+                raw["length"]
+                for event in trace["events"]
+                if event["name"] == f"transport:datagrams_{what}"
+                for raw in event["data"]["raw"]
+            )
+            for what in ("sent", "received")
+        )
+        assert max(sent, received) > len(SECRET)
+        rtts = [
+            event["data"]["smoothed_rtt"]
+            for event in trace["events"]
+            if "smoothed_rtt" in event["data"]
+        ]
+        assert rtts[-1] > 0
     assert SECRET[:8].decode() not in text
 
 
