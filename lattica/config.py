@@ -154,6 +154,9 @@ class ReachConfig(msgspec.Struct, frozen=True, kw_only=True):
     guesses_at_once: int = 2  # attempts that guess or open sockets: see PunchConfig
     upgrade_first: float = 5.0  # after a failed attempt, until the next; triples
     upgrade_max: float = 600.0
+    knock_every: float = 300.0  # a relay is asked to knock, while the filter is not known
+    knock_pause: float = 30.0  # and does not do so more often for the same peer
+    knock_patience: float = 1.5  # until what has not come in is taken to be kept out
     ask_pause: float = 1.0  # between questions to all relays whether they are still there
     rescue_patience: float = 5.0  # a relay is tried so long for a link that lost its way
 

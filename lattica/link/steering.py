@@ -36,6 +36,7 @@ class Steering(WayEvents):
         moved: called with the old and the new way when packets take another one.
         lost: called when the way in use has died and no other answers.
         suspected: called when a probe on the way in use was not answered.
+        let_in: called when a knock of the other end has come in from an address.
         seen: called when the other end tells from where the probes on a way come.
     """
 
@@ -73,6 +74,7 @@ class Steering(WayEvents):
         self.lost: Callable[[], None] | None = None
         self.seen: Callable[[Way], None] | None = None
         self.suspected: Callable[[], None] | None = None
+        self.let_in: Callable[[VirtualAddress], None] | None = None
 
     def begin(self, now: float) -> float:
         """The link is open. Returns when to call `check`."""
@@ -132,6 +134,10 @@ class Steering(WayEvents):
         if self.ways is not None and not self._is_over:
             self.ways.offer(address, now, is_named=True, patience=patience)
             self._send(self.ways, self.ways.check(now))
+
+    def knock(self) -> bytes | None:
+        """See `Ways.knock`; None on a link that is not open."""
+        return None if self.ways is None else self.ways.knock()
 
     def spray(self, now: float, patience: float) -> bytes | None:
         """See `Ways.spray`; None on a link that is not open."""
@@ -214,6 +220,10 @@ class Steering(WayEvents):
     def doubted(self, way: Way) -> None:
         if self.suspected is not None:
             self.suspected()
+
+    def knocked(self, address: VirtualAddress) -> None:
+        if self.let_in is not None:
+            self.let_in(address)
 
     def observed(self, way: Way) -> None:
         if self.seen is not None:

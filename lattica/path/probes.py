@@ -46,6 +46,10 @@ class Flags(IntFlag):
 
     NONE = 0
     ACTIVE = 1  # its sender sends the link's packets this way
+    KNOCK = 2  # only to see whether it comes in: neither answered nor followed
+
+
+_KNOWN = Flags.ACTIVE | Flags.KNOCK
 
 
 class ProbeKeys(msgspec.Struct, frozen=True):
@@ -134,7 +138,7 @@ class Prober:
             if not self._is_new(sequence):
                 self._drop("replayed")
                 return None
-            return Received(Kind.PROBE, sequence, size, Flags(flags & Flags.ACTIVE))
+            return Received(Kind.PROBE, sequence, size, Flags(flags & _KNOWN))
         if self._outstanding.get(sequence) != size:
             self._drop("replayed")
             return None

@@ -77,6 +77,9 @@ class WayEvents:
     def doubted(self, way: Way) -> None:
         """A probe on the way in use was not answered."""
 
+    def knocked(self, address: VirtualAddress) -> None:
+        """The other end, as was agreed, has sent from elsewhere, and it came in."""
+
     def stranded(self) -> None:
         """The way in use has died, and there is no other that answers."""
 

@@ -132,6 +132,10 @@ class Ways:
         self.due = min(self.due, now)
         self._events.opened(way)
 
+    def knock(self) -> bytes:
+        """A probe that only shows whether it comes in."""
+        return self._prober.probe(OVERHEAD, Flags.KNOCK)[1]
+
     def spray(self, now: float, patience: float) -> bytes:
         """One probe to be sent to many addresses: where it arrives, the other end probes back."""
         sequence, datagram = self._prober.probe(OVERHEAD, self._flags(None))
@@ -143,6 +147,9 @@ class Ways:
         """A probe or reply with this link's tag, from `source`, which is at `place`."""
         received = self._prober.receive(datagram)
         if received is None:
+            return []
+        if received.flags & Flags.KNOCK:
+            self._events.knocked(source)
             return []
         if received.kind is Kind.PROBE:
             orders = [(source, self._prober.reply(received, place))]

@@ -86,6 +86,14 @@ class Candidates:
         """Something was sent to many ports of a host: none of them is a stranger's."""
         self.observer.contacted(text.join(host, MANY), self._now())
 
+    def reached(self, address: str) -> None:
+        """A direct way leads to an address; if it is our own, the router turns packets round."""
+        if _host(address) in _hosts(self.report.public) and not self._is_own(_host(address)):
+            self.observer.hairpinned(True)
+
+    def _is_own(self, host: str) -> bool:
+        return host in _hosts(self._bound())
+
     def direct(self) -> tuple[str, ...]:
         """All that may be tried directly, best first."""
         report = self.report

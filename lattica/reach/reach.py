@@ -22,6 +22,7 @@ from lattica.path.combined import CombinedPath
 from lattica.reach.candidates import Candidates
 from lattica.reach.detours import Detours
 from lattica.reach.forwarding import Forwarder
+from lattica.reach.knocking import Knocking
 from lattica.reach.legs import Legs, open_link
 from lattica.reach.messages import (
     MAX_ADDRESSES,
@@ -81,6 +82,7 @@ class Reach:
         )
         self._detours = Detours(rpc, endpoint, path.relay, self._legs, self._config)
         self._puncher = Puncher(path, self.candidates, self._config, settings.punch, now=self._now)
+        self._knocking = Knocking(rpc, path, self.candidates, self._config, now=self._now)
         self.upgrades = Upgrades(
             rpc,
             self.candidates,
@@ -89,6 +91,7 @@ class Reach:
             self._config,
             again_after=settings.punch.again_after,
             relay_links=self._relay_links,
+            let_in=self._knocking.let_in,
             now=self._now,
         )
         self._keeper = RelayKeeper(
@@ -205,6 +208,10 @@ class Reach:
             raise RelayError("no session joins the two; a relay tells of nobody else")
         return Seen(self._legs.hosts(target)[:MAX_ADDRESSES])
 
+    async def knock(self, peer: PeerId) -> None:
+        """See `Answers`."""
+        await self._knocking.knock(peer, open_link(self._endpoint, peer))
+
     def close_session(self, peer: PeerId, session: bytes) -> None:
         """See `Answers`."""
         self.forwarder.close(session, peer)
@@ -257,6 +264,8 @@ class Reach:
                 self.upgrades.confirm()
             if self.candidates.report.udp is None and self.upgrades.finds_udp_blocked():
                 self.candidates.observer.udp_blocked()
+            if self._knocking.is_due and self._tasks is not None and (links := self._relay_links()):
+                self._tasks.start_soon(self._knocking.ask, links)
             if self.candidates.observer.moves != moves:
                 moves = self.candidates.observer.moves
                 self.upgrades.ask_anew()

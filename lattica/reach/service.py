@@ -34,6 +34,10 @@ class Answers(Protocol):
         """An end of a session asks where the other one is."""
         ...
 
+    async def knock(self, peer: PeerId) -> None:
+        """A linked peer wants to know what its filter lets in."""
+        ...
+
     def close_session(self, peer: PeerId, session: bytes) -> None:
         """An end of a session needs it no more."""
         ...
@@ -76,6 +80,15 @@ class ReachService:
             RelayError: the peer has not, or the relay is busy.
         """
         self._answers.open_session(caller().peer, opening)
+
+    @method(max_concurrency=AT_ONCE)
+    async def knock(self) -> None:
+        """Send to where the caller's packets come from, from another port of this host.
+
+        Raises:
+            RelayError: this peer cannot, or was asked a moment ago.
+        """
+        await self._answers.knock(caller().peer)
 
     @method(max_concurrency=AT_ONCE)
     async def seen(self, target: PeerId) -> Seen:

@@ -15,6 +15,7 @@ from lattica.errors import AddressError, BusyError, LatticaError, UnknownMethodE
 from lattica.identity.keys import PeerId
 from lattica.link.quic_link import QuicLink
 from lattica.path import addresses as text
+from lattica.path.interface import VirtualAddress
 from lattica.path.way import Way, WayKind
 from lattica.reach.candidates import Candidates
 from lattica.reach.detours import Detours
@@ -76,13 +77,16 @@ class Upgrades:
         *,
         again_after: float,
         relay_links: Callable[[], Iterable[QuicLink]],
+        let_in: Callable[[QuicLink, VirtualAddress], None],
         now: Callable[[], float],
     ) -> None:
         """`again_after` seconds pass before ports are guessed again for the same link.
 
-        `relay_links()` are those to the relays that keep this peer reachable.
+        `relay_links()` are those to the relays that keep this peer reachable. `let_in` is told
+        of knocks that came in.
         """
         self._relay_links = relay_links
+        self._let_in = let_in
         self._rpc = rpc
         self._candidates = candidates
         self._puncher = puncher
@@ -115,6 +119,7 @@ class Upgrades:
         steering.moved = lambda old, new: self._moved(care, old, new)
         steering.lost = lambda: self._lost(care)
         steering.suspected = self._suspected
+        steering.let_in = lambda address: self._let_in(link, address)
         steering.seen = lambda way: self._seen(care, way)
         if steering.ways is not None:
             for way in steering.ways.all:
@@ -197,6 +202,8 @@ class Upgrades:
 
     def _moved(self, care: _Care, old: Way, new: Way) -> None:
         log.info("the link to %s goes over %s now", care.link.remote.peer.short, care.link.address)
+        if new.kind is WayKind.DIRECT:
+            self._candidates.reached(care.link.path_of(new.address))
         care.wake.set()
 
     def _seen(self, care: _Care, way: Way) -> None:

@@ -53,6 +53,7 @@ async def test_two_homes_of_one_carrier_meet_at_its_router() -> None:
         await a.dial(b)
         await until(lambda: not is_relayed(a, b), 5.0)
         await a.check_transfer(b)
+        assert a.reach.report.hairpin is True
 
 
 async def test_addresses_at_home_are_kept_back_if_one_says_so() -> None:
