@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.netlab]
 ON_A_CUT = 2.5  # seconds, the longest gap between answers
 ON_UPGRADE = 0.3
 SOON = 1.0  # seconds from the begin of the load to what happens to the path
-LONG = 7.0  # seconds of load
+LONG = 5.0  # seconds of load
 
 
 class World:

@@ -18,8 +18,8 @@ from tests.reach.peers import ACCESS, ready, until
 from tests.reach.test_matrix import is_relayed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netlab]
-ECHOES = 30
-SIZE = 4 * 1024 * 1024  # bytes of bulk
+ECHOES = 20
+SIZE = 3 * 1024 * 1024  # bytes of bulk
 LINE = 4e6  # bytes/s of each site's line: below what the lab itself forwards, see docs/network.md
 ROUNDS = 3
 

@@ -19,7 +19,7 @@ from tests.netlab.processes import LabProcess
 pytestmark = [pytest.mark.anyio, pytest.mark.netlab]
 
 
-@pytest.mark.parametrize("proxy", [None, "", "me:word"])
+@pytest.mark.parametrize("proxy", [None, pytest.param("", marks=pytest.mark.slow), "me:word"])
 async def test_who_has_only_port_443_joins_and_meets_others_there(
     tmp_path: Path, proxy: str | None
 ) -> None:
