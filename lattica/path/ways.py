@@ -17,14 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from lattica.path.choice import better, is_needless, rank
 from lattica.path.interface import VirtualAddress
 from lattica.path.mtu import BASE, NEVER, MtuSearch
 from lattica.path.probes import OVERHEAD, Flags, Kind, Prober, Received
 from lattica.path.way import Orders, Way, WayEvents, WayKind, WayTimers
 
 MAX_WAYS = 24  # of one link, tried ones included
-SHARE_BETTER = 0.7  # a round trip must be shorter by this factor, and by
-SECONDS_BETTER = 0.003  # seconds, for a change between ways of one kind
 
 
 class Ways:
@@ -215,7 +214,7 @@ class Ways:
             self._watch(now, heard)
         for way in tuple(self._ways.values()):
             if way.next_at <= now:
-                if self._is_needless(way, now):
+                if is_needless(way, self._current, self._switched, now, self._timers):
                     self._remove(way)
                 else:
                     orders.append(self._probe(way, now))
@@ -371,23 +370,10 @@ class Ways:
         others = [each for each in self._ways.values() if each.is_proven]
         alive = [each for each in others if each is not self._current and each.misses == 0]
         if alive:
-            self._switch(min(alive, key=_rank), now)
+            self._switch(min(alive, key=rank), now)
         elif not self._is_stranded:
             self._is_stranded = True
             self._events.stranded()
-
-    def _is_needless(self, way: Way, now: float) -> bool:
-        """A relay has done its part once a better way carries the link for a while.
-
-        Both ends come to this at about the same time. If the way dies, a relay is asked anew.
-        """
-        current = self._current
-        return (
-            way.kind is WayKind.RELAYED
-            and current.kind is not WayKind.RELAYED
-            and current.is_alive
-            and now - self._switched >= self._timers.retire_after
-        )
 
     def _ask_others(self, now: float) -> None:
         for way in self._ways.values():
@@ -396,28 +382,11 @@ class Ways:
 
     def _choose(self, now: float) -> None:
         """The dialer's part: take what is clearly better."""
-        current = self._current
-        if not self._is_dialer and current.is_alive:
+        if not self._is_dialer and self._current.is_alive:
             return
-        alive = [way for way in self._ways.values() if way.is_alive and way.rtt]
-        if not alive:
-            return
-        best = min(alive, key=_rank)
-        if best is current:
-            return
-        if current.misses == 0:
-            if not best.is_named and current.is_named:
-                return
-            if best.kind > current.kind or (best.is_named, 0) < (current.is_named, 0):
-                return
-            if best.kind == current.kind and best.is_named == current.is_named:
-                if not current.rtt:
-                    return  # not measured yet
-                if best.rtt > SHARE_BETTER * current.rtt - SECONDS_BETTER:
-                    return
-        elif current.misses < self._timers.misses:
-            return  # it is being asked
-        self._switch(best, now)
+        best = better(self._current, self._ways.values(), self._timers)
+        if best is not None:
+            self._switch(best, now)
 
     def _switch(self, way: Way, now: float) -> None:
         old, self._current = self._current, way
@@ -486,7 +455,7 @@ class Ways:
         ]
         if not is_named or not spare:
             return False
-        self._remove(max(spare, key=_rank))
+        self._remove(max(spare, key=rank))
         return True
 
     def _remove(self, way: Way) -> None:
@@ -506,10 +475,6 @@ class Ways:
         if self.is_watched and self._is_used and not current.flying:
             due = min(due, max(current.answered + timers.silence, self._looked + timers.try_fast))
         self.due = due
-
-
-def _rank(way: Way) -> tuple[bool, WayKind, float]:
-    return not way.is_named, way.kind, way.rtt
 
 
 def _first(times: Iterable[float]) -> float:
