@@ -33,7 +33,7 @@ test: $(STAMP)
 
 test-net: $(STAMP)
 	-@$(BIN)/python -m tests.netlab.requirements
-	@$(BIN)/python -m pytest tests/netlab -m netlab --durations=0 --durations-min=1 $(ARGS)
+	@$(BIN)/python -m pytest tests/netlab -m netlab -raP --durations=0 --durations-min=1 $(ARGS)
 
 fuzz: $(STAMP)
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)
