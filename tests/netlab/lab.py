@@ -328,6 +328,12 @@ class LabHost:
         """As `socket`, but at once, and whoever asks closes it. See `Lab.ask_now`."""
         return self.lab.socket_now(self.number, family, kind)
 
+    async def lose_ipv6(self) -> None:
+        """The interface has no IPv6 address any more, as when a provider takes it away."""
+        flush = ["ip", "-6", "address", "flush", "dev", "eth0", "scope", "global"]
+        await (await self.run(flush)).output()
+        self.address6 = None
+
     async def move(self, site: LabSite) -> None:
         """Go to another site: the interface goes and another comes; sockets stay."""
         moved = await self.lab.ask("move", host=self.number, site=site.number)

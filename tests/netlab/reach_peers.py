@@ -24,18 +24,22 @@ _BACKLOG = 16
 
 
 class HostUdpPath(UdpPath):
-    """Bound to every address that its host has or will have."""
+    """Bound to every address that its host has or will have; IPv6 ones if it begins with one."""
 
     def __init__(self, host: LabHost, port: int = 0, *, socket_buffer: int = 4 << 20) -> None:
-        sock = host.open_socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.bind(("0.0.0.0", port))
+        family = socket.AF_INET if host.address6 is None else socket.AF_INET6
+        sock = host.open_socket(family, socket.SOCK_DGRAM)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(("0.0.0.0" if family == socket.AF_INET else "::", port))
         super().__init__(sock, socket_buffer=socket_buffer)
         self._host = host
         self._port: int = sock.getsockname()[1]
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        return (text.join(self._host.address, self._port),)
+        hosts = (self._host.address, self._host.address6)
+        return tuple(text.join(each, self._port) for each in hosts if each is not None)
 
 
 class HostTcpPath(TcpPath):
@@ -100,9 +104,9 @@ async def real_relays(lab: Lab, count: int = 2) -> AsyncIterator[list[RealPeer]]
         ]
 
 
-async def real_host(lab: Lab, kind: str | Kind) -> LabHost:
+async def real_host(lab: Lab, kind: str | Kind, *, ipv6: bool = False) -> LabHost:
     """A host at a new site."""
-    return await (await lab.site(kind, delay=ACCESS)).host()
+    return await (await lab.site(kind, ipv6=ipv6, delay=ACCESS)).host()
 
 
 def relayed_bytes(relays: Sequence[ReachPeer], one: ReachPeer, other: ReachPeer) -> int:

@@ -75,12 +75,14 @@ class World:
 
 
 @asynccontextmanager
-async def world(one: str = PORT_RESTRICTED, other: str = PORT_RESTRICTED) -> AsyncIterator[World]:
+async def world(
+    one: str = PORT_RESTRICTED, other: str = PORT_RESTRICTED, *, ipv6: bool = False
+) -> AsyncIterator[World]:
     async with (
         Lab(seed=2) as lab,
         real_relays(lab) as relays,
-        real_peer(await real_host(lab, one), "a", relays=relays) as a,
-        real_peer(await real_host(lab, other), "b", relays=relays) as b,
+        real_peer(await real_host(lab, one, ipv6=ipv6), "a", relays=relays) as a,
+        real_peer(await real_host(lab, other, ipv6=ipv6), "b", relays=relays) as b,
     ):
         await ready(a, b)
         yield World(lab, relays, a, b)
@@ -153,3 +155,14 @@ async def test_ten_seconds_of_darkness() -> None:
         await w.direct()
         async with w.under_load(17.0, at_most=10.0 + ON_A_CUT):
             await w.a.host.site.blackout(10.0)
+
+
+@pytest.mark.slow
+async def test_a_line_that_loses_ipv6() -> None:
+    """With IPv4 alone these two need a relay; with IPv6 nothing translates."""
+    async with world(SYMMETRIC_RANDOM, SYMMETRIC_RANDOM, ipv6=True) as w:
+        await w.a.dial(w.b)
+        await until(lambda: w.link.address.startswith("[2001:db8:"), 10.0)
+        async with w.under_load():
+            await w.a.host.lose_ipv6()
+            await until(lambda: w.is_relayed, 5.0)
