@@ -182,7 +182,7 @@ def _relays(network: Network) -> Iterator[Finding]:
         yield Finding(
             level,
             f"reachable for everybody through {told}",
-            "" if level == "ok" else "a second relay would outlive the first: see below",
+            "" if level == "ok" else "run one more peer with --relay where strangers reach it",
         )
     else:
         can_be_reached = network.report.filtering is Filtering.OPEN or network.mapped
