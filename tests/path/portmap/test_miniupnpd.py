@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,3 +40,30 @@ def test_ports_are_mapped_reached_from_outside_and_removed(
     assert made.mapped().count("dnat") == 2
     child.end()
     assert made.mapped().count("dnat") == 0
+
+
+@pytest.mark.parametrize("protocol", ["pcp", "nat-pmp"])
+def test_a_mapping_is_renewed_before_it_ends(made: Home, protocol: str) -> None:
+    """Asked for 12 s at a time, it is still there after 14."""
+    made.start_router(v1=False)
+    child = made.start(made.host, PROGRAM, json.dumps({"protocols": [protocol], "lifetime": 12}))
+    child.until("addresses", [f"{WAN}:4242", f"tcp:{WAN}:4242"])
+    end = time.monotonic() + 14.0
+    while time.monotonic() < end:
+        time.sleep(1.0)
+        assert made.mapped().count("dnat") == 2
+    assert made.outside.run("python3", "-c", ASK.format(kind="DGRAM")) == "hello\n"
+    child.end()
+    assert made.mapped().count("dnat") == 0
+
+
+def test_without_renewal_a_mapping_ends(made: Home) -> None:
+    """So the test above can fail."""
+    made.start_router(v1=False)
+    child = made.start(made.host, PROGRAM, json.dumps({"protocols": ["pcp"], "lifetime": 12}))
+    child.until("addresses", [f"{WAN}:4242", f"tcp:{WAN}:4242"])
+    child.kill()
+    deadline = time.monotonic() + 40.0
+    while made.mapped().count("dnat"):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
