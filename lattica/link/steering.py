@@ -38,6 +38,7 @@ class Steering(WayEvents):
         suspected: called when a probe on the way in use was not answered.
         let_in: called when a knock of the other end has come in from an address.
         seen: called when the other end tells from where the probes on a way come.
+        placed: called when a way is there, or is not any more: see `has`.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Steering(WayEvents):
         self.seen: Callable[[Way], None] | None = None
         self.suspected: Callable[[], None] | None = None
         self.let_in: Callable[[VirtualAddress], None] | None = None
+        self.placed: Callable[[VirtualAddress, bool], None] | None = None
 
     def begin(self, now: float) -> float:
         """The link is open. Returns when to call `check`."""
@@ -211,11 +213,15 @@ class Steering(WayEvents):
         if way.address not in self._held:
             self._held.add(way.address)
             self._path.hold(way.address)
+        if self.placed is not None:
+            self.placed(way.address, True)
 
     def closed(self, way: Way) -> None:
         if way.address in self._held:
             self._held.discard(way.address)
             self._path.release(way.address)
+        if self.placed is not None:
+            self.placed(way.address, False)
 
     def doubted(self, way: Way) -> None:
         if self.suspected is not None:

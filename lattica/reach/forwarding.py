@@ -159,7 +159,6 @@ class Forwarder:
         name, last = b"", None
         side: Side | None = None
         reason = SHORT
-        known: dict[VirtualAddress, PeerId | None] = {}  # whose they are: costly for strangers'
         for frame, source in frames:
             if frame[1:HEADER] != name or source != last:
                 name, last = frame[1:HEADER], source
@@ -170,9 +169,8 @@ class Forwarder:
             if size <= HEADER:
                 self._drop(SHORT, 1)
             elif side is None:
-                if reason == NO_SESSION and source not in known:
-                    known[source] = self._whose(source)
-                self._unroutable(frame, source, reason, known.get(source), now)
+                peer = self._whose(source) if reason == NO_SESSION else None
+                self._unroutable(frame, source, reason, peer, now)
             elif reason:
                 side.dropped += 1
                 self._drop(reason, 1)

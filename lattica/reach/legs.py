@@ -11,7 +11,6 @@ from lattica.path.relay import SCHEME as RELAYED
 from lattica.path.relay import Leg
 
 NOWHERE = VirtualAddress(RELAYED, 0)  # no session has this number: what goes there is counted
-MAX_REMEMBERED = 4096
 
 
 class PeerLeg:
@@ -36,7 +35,27 @@ class Legs:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._seen: dict[VirtualAddress, PeerId] = {}
+        self._at: dict[VirtualAddress, dict[QuicLink, None]] = {}
+        self._places: dict[QuicLink, set[VirtualAddress]] = {}
+
+    def link_up(self, link: QuicLink) -> None:
+        """A link has opened: know its ways from now on."""
+        if link.steering is None or link.steering.ways is None or link in self._places:
+            return
+        self._places[link] = set()
+        for way in link.steering.ways.all:
+            self._place(link, way.address, is_there=True)
+        link.steering.placed = lambda address, is_there: self._place(
+            link, address, is_there=is_there
+        )
+
+    def link_down(self, link: QuicLink) -> None:
+        """A link is not for use any more."""
+        if link.steering is not None:
+            link.steering.placed = None
+        for address in tuple(self._places.get(link, ())):
+            self._place(link, address, is_there=False)
+        self._places.pop(link, None)
 
     def find(self, peer: PeerId) -> Leg | None:
         """The leg to a peer that is linked here without a relay between."""
@@ -57,17 +76,19 @@ class Legs:
 
     def whose(self, address: VirtualAddress) -> PeerId | None:
         """The linked peer that is known to be at an address."""
-        peer = self._seen.get(address)
-        if peer is not None and PeerLeg(self._endpoint, peer).has(address):
-            return peer
-        self._seen.pop(address, None)
-        for link in self._endpoint.current():
-            if isinstance(link, QuicLink) and link.steering and link.steering.has(address):
-                if len(self._seen) >= MAX_REMEMBERED:
-                    self._seen.clear()
-                self._seen[address] = link.remote.peer
-                return link.remote.peer
-        return None
+        links = self._at.get(address)  # asked for each forged source: no walk over all links
+        return None if links is None else next(iter(links)).remote.peer
+
+    def _place(self, link: QuicLink, address: VirtualAddress, *, is_there: bool) -> None:
+        links = self._at.setdefault(address, {})
+        if is_there:
+            links[link] = None
+            self._places[link].add(address)
+        else:
+            links.pop(link, None)
+            self._places[link].discard(address)
+        if not links:
+            del self._at[address]
 
 
 def open_link(endpoint: Endpoint, peer: PeerId) -> QuicLink | None:

@@ -119,6 +119,9 @@ class Reach:
         await self._tasks.__aenter__()
         self._rpc.register(SERVICE, ReachService(self))
         self._unsubscribe = self._endpoint.subscribe(self._link_changed)
+        for link in self._endpoint.current():
+            if isinstance(link, QuicLink):
+                self._legs.link_up(link)
         self._detours.start(self._tasks)
         self.upgrades.start(self._tasks)
         self._endpoint.detour = self._detours
@@ -227,9 +230,11 @@ class Reach:
             return
         peer = link.remote.peer
         if is_up:
+            self._legs.link_up(link)
             self._note_direction(link)
             self.upgrades.link_up(link)
         else:
+            self._legs.link_down(link)
             self.upgrades.link_down(link)
             self._keeper.peer_down(peer)
             self.forwarder.peer_down(peer)
