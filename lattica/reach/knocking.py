@@ -80,9 +80,11 @@ class Knocking:
 
     def let_in(self, link: QuicLink, address: VirtualAddress) -> None:
         """A knock has come in."""
+        if address.scheme != MAIN_SOCKET:
+            return
         self._heard.set()
         source = link.path_of(address)
-        if address.scheme == MAIN_SOCKET and public_endpoint(source) is not None:
+        if public_endpoint(source) is not None:
             self._candidates.observer.unsolicited(source, self._now())
 
     async def knock(self, peer: PeerId, link: QuicLink | None) -> None:

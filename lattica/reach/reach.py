@@ -19,6 +19,7 @@ from lattica.link.endpoint import Endpoint
 from lattica.link.interface import Link
 from lattica.link.quic_link import QuicLink
 from lattica.path.combined import CombinedPath
+from lattica.path.interface import VirtualAddress
 from lattica.reach.candidates import Candidates
 from lattica.reach.detours import Detours
 from lattica.reach.forwarding import Forwarder
@@ -37,6 +38,7 @@ from lattica.reach.puncher import Puncher
 from lattica.reach.relays import FindRelays, Held, RelayKeeper
 from lattica.reach.report import Filtering, NatReport
 from lattica.reach.service import ReachService
+from lattica.reach.silence import Silence
 from lattica.reach.upgrades import Upgrades
 from lattica.rpc import Rpc
 
@@ -83,6 +85,14 @@ class Reach:
         self._detours = Detours(rpc, endpoint, path.relay, self._legs, self._config)
         self._puncher = Puncher(path, self.candidates, self._config, settings.punch, now=self._now)
         self._knocking = Knocking(rpc, path, self.candidates, self._config, now=self._now)
+        self._silence = Silence(
+            rpc,
+            path,
+            self.candidates,
+            self._config,
+            relay_links=self._relay_links,
+            now=self._now,
+        )
         self.upgrades = Upgrades(
             rpc,
             self.candidates,
@@ -91,7 +101,7 @@ class Reach:
             self._config,
             again_after=settings.punch.again_after,
             relay_links=self._relay_links,
-            let_in=self._knocking.let_in,
+            let_in=self._knocked,
             now=self._now,
         )
         self._keeper = RelayKeeper(
@@ -131,6 +141,7 @@ class Reach:
         if not self.candidates.is_quiet:
             self._tasks.start_soon(self._keeper.run)
             self._tasks.start_soon(self._look)
+            self._tasks.start_soon(self._silence.run)
         return self
 
     async def __aexit__(
@@ -215,6 +226,10 @@ class Reach:
         """See `Answers`."""
         await self._knocking.knock(peer, open_link(self._endpoint, peer))
 
+    async def call(self, peer: PeerId) -> None:
+        """See `Answers`."""
+        await self._silence.call(peer, open_link(self._endpoint, peer))
+
     def close_session(self, peer: PeerId, session: bytes) -> None:
         """See `Answers`."""
         self.forwarder.close(session, peer)
@@ -248,6 +263,10 @@ class Reach:
 
     def _contacted(self, address: str) -> None:
         self.candidates.contacted(address)
+
+    def _knocked(self, link: QuicLink, address: VirtualAddress) -> None:
+        self._knocking.let_in(link, address)
+        self._silence.knocked(link, address)
 
     def _relay_links(self) -> list[QuicLink]:
         links = (open_link(self._endpoint, held.peer) for held in self.relays)

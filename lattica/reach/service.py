@@ -38,6 +38,10 @@ class Answers(Protocol):
         """A linked peer wants to know what its filter lets in."""
         ...
 
+    async def call(self, peer: PeerId) -> None:
+        """A linked peer wants to know whether its router still remembers a socket."""
+        ...
+
     def close_session(self, peer: PeerId, session: bytes) -> None:
         """An end of a session needs it no more."""
         ...
@@ -89,6 +93,15 @@ class ReachService:
             RelayError: this peer cannot, or was asked a moment ago.
         """
         await self._answers.knock(caller().peer)
+
+    @method(max_concurrency=AT_ONCE)
+    async def call(self) -> None:
+        """Send to where the caller last knocked from, if that is the host of its link.
+
+        Raises:
+            RelayError: it is not, or this peer was asked a moment ago.
+        """
+        await self._answers.call(caller().peer)
 
     @method(max_concurrency=AT_ONCE)
     async def seen(self, target: PeerId) -> Seen:
