@@ -69,6 +69,7 @@ class PeerOptions(msgspec.Struct, frozen=True, kw_only=True):
     listen: str = ""  # host:port; default: loopback, or every interface where others are remote
     tcp: str | None = None  # also listen there over TCP; "": where UDP listens; None: do not
     tls: str | None = None  # and inside TLS; "": port 443, or any if that is not permitted
+    addresses: tuple[str, ...] = ()  # others reach it there, such as by a port forwarded by hand
     relay: bool | None = None  # forward for peers behind NATs; None: if strangers can reach this
     map_ports: bool = True  # ask the home's router to let others in
     lan: bool = True  # find members of the mesh on the local network, and be found
@@ -235,6 +236,7 @@ class Peer:
                 config=config,
                 relay=self.options.relay,
                 find_relays=self._find_relays,
+                configured=_dialable(self.options.addresses),
             )
         )
         self.dht = await stack.enter_async_context(
@@ -450,6 +452,18 @@ class Peer:
 def everywhere() -> str:
     """What to listen on for peers elsewhere: every interface, with IPv6 where there is any."""
     return "[::]:0" if socket.has_dualstack_ipv6() else "0.0.0.0:0"
+
+
+def _dialable(addresses: Sequence[str]) -> tuple[str, ...]:
+    """The addresses, if others can dial each.
+
+    Raises:
+        AddressError: one is not of the form host:port.
+    """
+    for address in addresses:
+        if address_text.split(address_text.strip_scheme(address))[1] == 0:
+            raise AddressError(f"{address!r}: others cannot dial port 0; name the outside port")
+    return tuple(addresses)
 
 
 def _ports(addresses: Sequence[str]) -> tuple[int, int | None]:

@@ -1,4 +1,4 @@
-"""A peer that is bound to this machine says nothing to any network."""
+"""What a peer tells of itself: nothing to any network, if it is bound to this machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lattica.errors import AddressError
 from lattica.peer import Peer, PeerOptions
 
 pytestmark = pytest.mark.anyio
@@ -18,3 +19,20 @@ async def test_on_loopback_neither_routers_nor_neighbours_are_asked(tmp_path: Pa
         assert peer.lan is None
         assert all(each.startswith("127.0.0.1:") for each in peer.addresses)
         assert peer.reach.relays == ()
+
+
+async def test_an_address_told_by_the_user_is_published_first(tmp_path: Path) -> None:
+    options = PeerOptions(
+        home=tmp_path / "home", cpus=0, memory=0, addresses=("198.51.100.7:4242",)
+    )
+    async with Peer.open(options) as peer:
+        assert peer.addresses[0] == "198.51.100.7:4242"
+        assert peer.node_info().addresses == peer.addresses
+
+
+@pytest.mark.parametrize("address", ["somewhere", "198.51.100.7:0", "tcp:x"])
+async def test_an_address_that_nobody_can_dial_is_refused(tmp_path: Path, address: str) -> None:
+    options = PeerOptions(home=tmp_path / "home", cpus=0, memory=0, addresses=(address,))
+    with pytest.raises(AddressError):
+        async with Peer.open(options):
+            pass

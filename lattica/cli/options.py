@@ -87,6 +87,13 @@ def add_peer(parser: argparse.ArgumentParser) -> None:
         help="listen inside TLS as well, for networks that let out nothing but web traffic "
         "(default: port 443, or any where that is not permitted)",
     )
+    parser.add_argument(
+        "--address",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="others reach this peer there, such as by a port that was forwarded by hand",
+    )
     relay = parser.add_mutually_exclusive_group()
     relay.add_argument(
         "--relay",
@@ -134,6 +141,7 @@ def peer_options(args: argparse.Namespace, *, ticket: str | None = None) -> Peer
         listen=args.listen or ("" if ticket else everywhere()),
         tcp=args.tcp,
         tls=args.tls,
+        addresses=tuple(args.address),
         relay=args.relay,
         map_ports=args.map_ports,
         lan=args.lan,

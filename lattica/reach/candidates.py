@@ -41,6 +41,7 @@ class Candidates:
         self._now = now
         self.observer = NatObserver(nat)
         self._hosts: dict[str, None] = {}  # the newest last
+        self.configured: tuple[str, ...] = ()  # told by whoever runs this peer
         self.mapped: tuple[str, ...] = ()
         self.relays: tuple[str, ...] = ()
 
@@ -105,7 +106,9 @@ class Candidates:
             own = [address for address in own if _scope(address) not in _AT_HOME]
         if not self.is_quiet:
             own = [address for address in own if _scope(address) is not Scope.MACHINE]
-        return tuple(dict.fromkeys((*outside, *self.mapped, *own)))[:MAX_ADDRESSES]
+        return tuple(dict.fromkeys((*self.configured, *outside, *self.mapped, *own)))[
+            :MAX_ADDRESSES
+        ]
 
     def published(self) -> tuple[str, ...]:
         """What strangers are told: also the ways through relays, before those at home."""

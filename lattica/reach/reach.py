@@ -62,10 +62,12 @@ class Reach:
         config: Config | None = None,
         relay: bool | None = None,
         find_relays: FindRelays | None = None,
+        configured: Sequence[str] = (),
     ) -> None:
         """`relay` says whether this peer relays for others; None: if strangers can reach it.
 
-        `find_relays()` names peers that may be relays.
+        `find_relays()` names peers that may be relays. `configured` are addresses at which this
+        peer is known to be reachable, such as a port that was forwarded by hand.
         """
         settings = config or Config()
         self._config = settings.reach
@@ -82,6 +84,7 @@ class Reach:
         self.candidates = Candidates(
             lambda: endpoint.addresses, self._config, settings.nat, now=self._now
         )
+        self.candidates.configured = tuple(configured)
         self._detours = Detours(rpc, endpoint, path.relay, self._legs, self._config)
         self._puncher = Puncher(path, self.candidates, self._config, settings.punch, now=self._now)
         self._knocking = Knocking(rpc, path, self.candidates, self._config, now=self._now)
