@@ -157,7 +157,7 @@ class ReachConfig(msgspec.Struct, frozen=True, kw_only=True):
     knock_every: float = 300.0  # a relay is asked to knock, while the filter is not known
     knock_pause: float = 30.0  # and does not do so more often for the same peer
     knock_patience: float = 1.5  # until what has not come in is taken to be kept out
-    silences: tuple[float, ...] = (20.0, 40.0, 80.0, 120.0, 180.0)  # tried on a router, in turn
+    silences: tuple[float, ...] = (12.0, 20.0, 40.0, 80.0, 120.0, 180.0)  # tried on a router
     silence_pause: float = 10.0  # between two; a relay calls the same peer no more often
     silence_again: float = 3600.0  # from the last to the first
     ask_pause: float = 1.0  # between questions to all relays whether they are still there

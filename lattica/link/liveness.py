@@ -51,6 +51,7 @@ class Liveness:
         "_is_far",
         "_patience",
         "_refresh",
+        "_rest_limit",
         "_retry",
         "_silent_since",
         "_suspect_after",
@@ -63,6 +64,7 @@ class Liveness:
         self._brisk = min(config.brisk, self._patience)
         self._is_brisk = False
         self._is_far = False
+        self._rest_limit = float("inf")
         self._refresh = REFRESH * (1.0 if is_dialer else DIALER_PATIENCE)
         self._retry = config.heartbeat * RETRY
         self._dead_after = config.dead_after
@@ -119,9 +121,14 @@ class Liveness:
         self._dead_after = max(self._config.far_dead_after, self._config.dead_after)
         self._brisk = self._usual
         if may_rest:
-            self._patience = max(
-                self._usual, self._usual / self._config.heartbeat * self._config.far_heartbeat
-            )
+            rest = self._usual / self._config.heartbeat * self._config.far_heartbeat
+            self._patience = max(self._usual, min(rest, self._rest_limit))
+
+    def rest_at_most(self, seconds: float) -> None:
+        """Ask a far link that rests at least so often: a router on the way forgets."""
+        self._rest_limit = seconds
+        if self._is_far:
+            self._patience = min(self._patience, max(self._usual, seconds))
 
     def set_brisk(self, is_brisk: bool) -> None:
         """Whether to ask more often, since somebody waits.

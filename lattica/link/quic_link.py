@@ -199,6 +199,14 @@ class QuicLink:
         """Its ways; None before the keys are there."""
         return self._sending.steering
 
+    def rest_at_most(self, seconds: float) -> None:
+        """Be heard of at least so often, on every way, also while nothing is in flight."""
+        self.liveness.rest_at_most(seconds)
+        if self._sending.steering is not None:
+            self._sending.steering.rest_at_most(seconds)
+        if self.is_open:
+            self.look_at(self.liveness.due(self._loop.time()))
+
     def path_of(self, address: VirtualAddress) -> str:
         """One of its ways, for people."""
         return self._owner.path.describe(address)

@@ -137,6 +137,11 @@ class Steering(WayEvents):
             self.ways.offer(address, now, is_named=True, patience=patience)
             self._send(self.ways, self.ways.check(now))
 
+    def rest_at_most(self, seconds: float) -> None:
+        """See `Ways.rest_at_most`."""
+        if self.ways is not None:
+            self.ways.rest_at_most(seconds)
+
     def knock(self) -> bytes | None:
         """See `Ways.knock`; None on a link that is not open."""
         return None if self.ways is None else self.ways.knock()

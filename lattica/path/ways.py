@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
+
 from lattica.path.choice import better, is_needless, rank
 from lattica.path.interface import VirtualAddress
 from lattica.path.mtu import BASE, NEVER, MtuSearch
@@ -130,6 +132,11 @@ class Ways:
         self._ways[address] = way
         self.due = min(self.due, now)
         self._events.opened(way)
+
+    def rest_at_most(self, seconds: float) -> None:
+        """Probe ways that stand by at least so often from their next probe on."""
+        every = min(self._timers.standby_every, seconds)
+        self._timers = msgspec.structs.replace(self._timers, standby_every=every)
 
     def knock(self) -> bytes:
         """A probe that only shows whether it comes in."""

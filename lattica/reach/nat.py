@@ -160,6 +160,13 @@ class NatObserver:
             self._died = min(self._died, seconds)
             self._survived = self._survived if self._survived < seconds else 0.0
 
+    @property
+    def safe_silence(self) -> float:
+        """Seconds for which a mapping may be silent; infinite if none was seen to die."""
+        if self._died == float("inf"):
+            return self._died
+        return self._survived / 2 if self._survived else self._died / 4
+
     def udp_blocked(self) -> None:
         """Everything was tried by UDP, nothing answered, and TCP works."""
         self._udp = False

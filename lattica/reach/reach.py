@@ -282,7 +282,7 @@ class Reach:
     async def _look(self) -> None:
         """Until cancelled: notice new addresses, and keep the forwarder's house in order."""
         version, moves = self.candidates.observer.version, self.candidates.observer.moves
-        confirm_at = self._now()
+        confirm_at, silence = self._now(), float("inf")
         while True:
             await anyio.sleep(CHECK_EVERY)
             self.forwarder.check()
@@ -296,6 +296,9 @@ class Reach:
             if self.candidates.observer.moves != moves:
                 moves = self.candidates.observer.moves
                 self.upgrades.ask_anew()
+            if self.candidates.observer.safe_silence < silence:
+                silence = self.candidates.observer.safe_silence
+                self.upgrades.rest_at_most(silence)
             if self.candidates.observer.version != version:
                 version = self.candidates.observer.version
                 self.refresh()

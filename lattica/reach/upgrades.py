@@ -116,6 +116,7 @@ class Upgrades:
         if steering is None or self._tasks is None:
             return
         care = self._cares[link] = _Care(link)
+        link.rest_at_most(self._candidates.observer.safe_silence)
         steering.moved = lambda old, new: self._moved(care, old, new)
         steering.lost = lambda: self._lost(care)
         steering.suspected = self._suspected
@@ -133,6 +134,11 @@ class Upgrades:
         care = self._cares.pop(link, None)
         if care is not None:
             care.scope.cancel()
+
+    def rest_at_most(self, seconds: float) -> None:
+        """This end's router forgets what is silent for longer."""
+        for care in self._cares.values():
+            care.link.rest_at_most(seconds)
 
     def changed(self) -> None:
         """This peer may be reached otherwise than before: tell, and try again at once."""

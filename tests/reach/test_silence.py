@@ -23,7 +23,9 @@ def anyio_backend() -> tuple[str, dict[str, object]]:
 
 
 @pytest.mark.parametrize("mapping", [Dependence.ENDPOINT_INDEPENDENT, Dependence.ADDRESS_AND_PORT])
-@pytest.mark.parametrize(("timeout", "found"), [(15.0, 0), (30.0, 20), (100.0, 80), (300.0, 180)])
+@pytest.mark.parametrize(
+    ("timeout", "found"), [(8.0, 0), (15.0, 12), (30.0, 20), (100.0, 80), (300.0, 180)]
+)
 async def test_a_report_tells_the_longest_silence_survived(
     timeout: float, found: int, mapping: Dependence
 ) -> None:
