@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -21,6 +22,8 @@ from lattica.link.book import AddressBook
 from lattica.link.quic_link import QuicLink
 from lattica.link.refusals import DuplicateLinkError
 from lattica.path import addresses as text
+
+logger = logging.getLogger("lattica.link")
 
 STAGGER = 0.25  # seconds between addresses, as in RFC 8305 §8
 RELAY_DELAY = 0.05  # seconds that the first address is tried before the first relay
@@ -130,6 +133,9 @@ class Dial:
             self._unreachable(address, error)
         except LinkError as error:
             self._refused(book, address, error)
+        except Exception as error:  # addresses are others' words: none may end the endpoint
+            logger.exception("the address %r of %s", address, self.peer.short)
+            self._unreachable(address, error)
         finally:
             self._running -= 1
             if link is not None and not link.is_open:

@@ -70,6 +70,8 @@ def split(address: str) -> tuple[str, int]:
         host = host[1:-1]
     elif ":" in host:
         raise AddressError(f"{address!r}: write an IPv6 address as [address]:port")
+    if not host.isprintable() or " " in host:  # it goes into requests to proxies as it is
+        raise AddressError(f"{address!r}: a host has neither spaces nor control characters")
     if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
         raise AddressError(f"{address!r} is not of the form host:port, such as 192.0.2.7:4242")
     return host, int(port)

@@ -97,6 +97,9 @@ class ConnectWrapping:
             return data, b""
         self._head += data
         head, end, rest = self._head.partition(_END)
+        while end and 100 <= (_status(head) or 0) < 200:  # there is more to come: RFC 9110 §15.2
+            self._head = rest
+            head, end, rest = self._head.partition(_END)
         if not end:
             if len(self._head) > MAX_HEAD:
                 raise WrappingError(f"the proxy {self._proxy} answers without end; is it one?")

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 import ssl
 import tempfile
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from lattica.errors import AddressError, PathError
 from lattica.path import addresses as text
 from lattica.path.self_signed import self_signed
 from lattica.path.tcp import TcpPath
@@ -32,17 +35,37 @@ class TlsPath(TcpPath):
 
     SCHEME = text.TLS
     REFUSAL = _NOT_FOUND
-    _server: ssl.SSLContext | None = None
     _client: ssl.SSLContext | None = None
+
+    def __init__(self, listener: socket.socket | None = None, **options: Any) -> None:
+        """See `TcpPath`.
+
+        Raises:
+            PathError: the listener's certificate could not be made.
+        """
+        super().__init__(listener, **options)
+        self._server: ssl.SSLContext | None = None
+        if listener is not None:
+            try:
+                self._server = _server_context()  # now: a stranger's arrival is too late for errors
+            except OSError as error:
+                self.close()
+                raise PathError(
+                    f"no certificate for TLS could be made ({error}); is there room in "
+                    f"{tempfile.gettempdir()}?"
+                ) from error
 
     def _wrap(self, host: str, *, is_accepted: bool) -> Wrapping | None:
         if is_accepted:
-            if self._server is None:
-                self._server = _server_context()
+            assert self._server is not None, "only a listener accepts"
             return TlsWrapping(self._server, is_server=True)
         if self._client is None:
             self._client = _client_context()
-        return TlsWrapping(self._client, is_server=False, name=None if _is_number(host) else host)
+        name = None if _is_number(host) else host
+        try:
+            return TlsWrapping(self._client, is_server=False, name=name)
+        except ValueError as error:  # a label too long or empty; UnicodeError is one
+            raise AddressError(f"{host!r} is no host name: {error}") from None
 
 
 def _is_number(host: str) -> bool:

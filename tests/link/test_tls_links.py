@@ -141,3 +141,18 @@ async def test_strangers_that_say_nothing_or_garbage_leave_nothing_behind() -> N
         await exchange(alice.to(bob).link, bob.to(alice), os.urandom(100_000))
         for each in strangers:
             each.close()
+
+
+@pytest.mark.parametrize(
+    "address", ["tls:.example:443", "tls:..:443", f"tls:{'x' * 70}.example:443", "tls:[x y]:443"]
+)
+async def test_an_address_that_is_no_name_costs_the_dial_and_nothing_else(address: str) -> None:
+    """Anybody may publish it."""
+    async with (
+        peer(ALICE, both(), config=LinkConfig(connect_timeout=3.0)) as alice,
+        peer(BOB, both(), config=LinkConfig()) as bob,
+    ):
+        with pytest.raises(UnreachableError):
+            await alice.endpoint.connect(bob.id, [address])
+        await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
+        await bob.until_linked(alice)

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lattica.errors import AddressError
+from lattica.errors import AddressError, PathError
+from lattica.path import addresses as text
 from lattica.path.proxy import MAX_HEAD, ConnectWrapping, Proxy, proxy_for
-from lattica.path.tls import _client_context, _server_context
+from lattica.path.tls import TlsPath, _client_context, _server_context
 from lattica.path.wrapping import Chain, TlsWrapping, WrappingError
 
 CLIENT, SERVER = _client_context(), _server_context()
@@ -117,6 +118,39 @@ def test_a_proxy_that_says_no_is_told_by_its_address_and_never_the_password(
         wrapping.received(answer)
     assert "192.0.2.9:3128" in str(caught.value)
     assert "secret" not in str(caught.value) + repr(PROXY) + str(PROXY)
+
+
+def test_a_proxys_interim_answer_is_not_its_word() -> None:
+    wrapping = ConnectWrapping(PROXY, "198.51.100.7:443")
+    assert wrapping.received(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 H\r\n\r\n") == (b"", b"")
+    assert not wrapping.is_ready
+    assert wrapping.received(GRANTED + b"rest") == (b"rest", b"")
+    assert wrapping.is_ready
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "[x HTTP/1.1\r\nX-Evil: 1\r\n\r\n]:443",
+        "[2606:4700::1% HTTP/1.1\r\nX-Evil: 1]:443",
+        "a b:443",
+        "a\x00b:443",
+    ],
+)
+def test_what_is_no_host_gets_into_no_request(address: str) -> None:
+    with pytest.raises(AddressError):
+        text.split(address)
+
+
+def test_without_room_for_its_certificate_a_listener_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(**_: object) -> tuple[int, str]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lattica.path.tls.tempfile.mkstemp", full)
+    with pytest.raises(PathError, match="No space left"):
+        TlsPath.bind("127.0.0.1:0")
 
 
 @pytest.fixture
