@@ -258,7 +258,7 @@ class Endpoint:
 
     def link_due(self, link: QuicLink, at: float) -> None:
         """See `LinkOwner`."""
-        self._schedule.set(link, at)
+        self._schedule.hasten(link, at)
 
     def link_suspect(self, link: QuicLink, reason: str) -> None:
         """See `LinkOwner`."""

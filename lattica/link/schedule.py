@@ -32,6 +32,12 @@ class Schedule:
             else:
                 bucket.append(link)
 
+    def hasten(self, link: QuicLink, at: float) -> None:
+        """`link` is due at `at`, if that is sooner than it was."""
+        number = self._due.get(link)
+        if number is None or at < number * self._step:
+            self.set(link, at)
+
     def drop(self, link: QuicLink) -> None:
         """`link` is due no more."""
         self._due.pop(link, None)  # its bucket forgets it when its time comes

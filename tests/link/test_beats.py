@@ -149,6 +149,18 @@ def test_each_link_is_due_once_at_the_last_time_it_was_given() -> None:
     assert len(schedule) == 0
 
 
+def test_a_link_that_is_hastened_is_never_due_later_than_it_was() -> None:
+    schedule = Schedule(0.05)
+    link = object.__new__(QuicLink)
+    schedule.hasten(link, 1.0)
+    schedule.hasten(link, 3.0)
+    assert schedule.pop(1.0) == [link]
+    schedule.set(link, 3.0)
+    schedule.hasten(link, 2.0)
+    assert schedule.pop(2.0) == [link]
+    assert len(schedule) == 0
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 10)), max_size=40), st.floats(0, 10))
 def test_nothing_is_due_early_and_nothing_is_forgotten(
     sets: list[tuple[int, float]], now: float

@@ -102,3 +102,21 @@ async def test_a_hint_of_the_network_still_ends_a_far_link_quickly() -> None:
         alice.endpoint.path_refused(link.virtual_address)  # type: ignore[attr-defined]
         await recorder.until(lambda: bool(recorder.lost))
         assert anyio.current_time() - began < 0.5
+
+
+async def test_what_is_sent_meanwhile_does_not_put_the_end_off() -> None:
+    network = PacketNetwork()
+    here, there = network.path("127.0.0.1", 1), network.path("127.0.0.1", 2)
+    async with peer(ALICE, here, config=CONFIG) as alice, peer(BOB, there, config=CONFIG) as bob:
+        link = await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
+        await bob.until_linked(alice)
+        recorder: Recorder = alice.to(bob)
+        network.silence("127.0.0.1:2")
+        began = anyio.current_time()
+        stream_id = link.open_stream(unidirectional=True)
+        while not recorder.lost and anyio.current_time() - began < 2.0:
+            # Each packet that goes out has the same answer: nobody listens there.
+            alice.endpoint.path_refused(link.virtual_address)  # type: ignore[attr-defined]
+            link.write(stream_id, bytes(4000))
+            await anyio.sleep(0.03)
+        assert anyio.current_time() - began < 0.5
