@@ -9,11 +9,18 @@ LOSSY = 0.005  # share of packets
 FULL = 0.6  # of what window and round trip allow
 QUEUED = 3.0  # times the shortest round trip
 ETHERNET = 1500  # bytes
+SHORTEST_TOLD = 1.0  # milliseconds: engines take no round trip to be shorter
 
 
 def of_latency(report: SpeedReport) -> str:
     """What a small call waits for."""
     own = report.value - report.link.rtt_min_ms
+    if report.link.rtt_min_ms == SHORTEST_TOLD and own < SHORTEST_TOLD:
+        path = min(report.value, SHORTEST_TOLD)
+        return (
+            f"the work of both ends, and a path of at most {path:.2g} ms "
+            "(shorter ones are not told apart)"
+        )
     if report.link.rtt_min_ms >= report.value / 2:
         return (
             f"the round trip: the path itself takes {report.link.rtt_min_ms:.2g} ms, "
@@ -24,7 +31,8 @@ def of_latency(report: SpeedReport) -> str:
 
 def of_calls(report: SpeedReport, in_flight: int) -> str:
     """What bounds small calls with so many in flight."""
-    bound = in_flight / (report.link.rtt_min_ms / 1000) if report.link.rtt_min_ms else 0.0
+    is_told = report.link.rtt_min_ms > SHORTEST_TOLD
+    bound = in_flight / (report.link.rtt_min_ms / 1000) if is_told else 0.0
     if _lost(report) > LOSSY:
         return _loss(report)
     if report.cpu >= BUSY:

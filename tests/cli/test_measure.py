@@ -137,6 +137,13 @@ def test_what_limits_a_call() -> None:
     assert limits.of_latency(speed(0.5, rtt_min=0.1)).startswith("the work of both ends")
 
 
+def test_a_call_never_takes_less_than_what_is_said_of_its_path() -> None:
+    text = limits.of_latency(speed(0.5, rtt_min=1.0))
+    assert text.startswith("the work of both ends")
+    assert "at most 0.5 ms" in text
+    assert limits.of_calls(speed(60_000, cpu=0.4, rtt_min=1.0), 64).startswith("the other end")
+
+
 def test_what_limits_many_calls() -> None:
     text = limits.of_calls(speed(600, rtt_min=100), 64)
     assert text.startswith("the round trip")
