@@ -6,6 +6,13 @@ import time
 from typing import Protocol
 
 
+def elapsed() -> float:
+    """Seconds since an arbitrary start that count also while the machine sleeps, where the
+    system can tell (`man 2 clock_gettime`, CLOCK_BOOTTIME)."""
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boottime is None else time.clock_gettime(boottime)
+
+
 class Clock(Protocol):
     """Where code that must be testable reads the time."""
 

@@ -380,6 +380,7 @@ class Peer:
             config=self.options.config.port_map,
         )
         self.port_mapper = await stack.enter_async_context(mapper)
+        self.reach.woke = mapper.ask_anew
 
     async def _look_around(
         self, stack: contextlib.AsyncExitStack, tasks: anyio.abc.TaskGroup

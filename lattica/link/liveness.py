@@ -20,6 +20,7 @@ from lattica.config import LinkConfig
 
 HINT_PATIENCE = 0.25  # seconds to answer after the network said that nobody is there,
 REPEATED_HINT_PATIENCE = 0.15  # and after it said so again to the question that followed
+WAKE_PATIENCE = 3.0  # seconds to answer after this machine slept: its network comes up as well
 DIALER_PATIENCE = 1.25  # heartbeats that a dialer waits for the acceptor to ask
 RETRY = 0.2  # heartbeats between unanswered pings, but at least
 ROUND_TRIPS = 1.5  # so many of them
@@ -144,6 +145,16 @@ class Liveness:
         self._silent_since = min(now, self._silent_since + seconds)
         if self._hint_deadline is not None:
             self._hint_deadline += seconds
+
+    def on_wake(self, slept: float, now: float) -> None:
+        """This machine was asleep, or its process stopped, for `slept` seconds.
+
+        Where the other end has had reason to give the link up, it must answer soon: what it
+        would answer with is gone, and whoever waits for it needs another link.
+        """
+        if slept >= self._dead_after:
+            self._hint_deadline = now + WAKE_PATIENCE
+            self._asked = now
 
     def check(self, now: float) -> Verdict:
         """Look at the clock."""

@@ -353,6 +353,12 @@ class QuicLink:
         """This end's loop did not run for `seconds`: nobody is to blame for them."""
         self._watch.on_stall(seconds, now)
 
+    def on_wake(self, slept: float) -> None:
+        """This machine was asleep, or the process stopped: see at once what is left of it."""
+        if self.is_open:
+            self._watch.on_wake(slept, self._loop.time())
+            self.probe()
+
     # ------------------------------------------------------------ for its watch
 
     def look_at(self, at: float) -> None:

@@ -157,6 +157,11 @@ class Watch:
             if self._refusals > 1:  # the first may be of a peer that is just starting
                 self._link.end(LinkLostError("nobody listens there"), CloseCode.LOST, "")
 
+    def on_wake(self, slept: float, now: float) -> None:
+        """This machine was asleep for `slept` seconds."""
+        self.pulse.liveness.on_wake(slept, now)
+        self.pulse.look(now)
+
     def on_stall(self, seconds: float, now: float) -> None:
         """This end's loop did not run for `seconds`: nobody is to blame for them."""
         self._since += seconds

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 import anyio
 from anyio.abc import TaskGroup
 
+from lattica.clock import elapsed
 from lattica.config import Config
 from lattica.errors import RelayError
 from lattica.identity.keys import PeerId
@@ -40,6 +41,7 @@ from lattica.reach.report import Filtering, NatReport
 from lattica.reach.service import ReachService
 from lattica.reach.silence import Silence
 from lattica.reach.upgrades import Upgrades
+from lattica.reach.waking import Waking
 from lattica.rpc import Rpc
 
 log = logging.getLogger("lattica.reach")
@@ -51,6 +53,9 @@ class Reach:
     """Makes a peer reachable, and reaches others. Use as an async context manager.
 
     A peer whose sockets are bound to this machine only answers others, and does nothing else.
+
+    Attributes:
+        woke: called when this machine was asleep for a while.
     """
 
     def __init__(
@@ -63,11 +68,13 @@ class Reach:
         relay: bool | None = None,
         find_relays: FindRelays | None = None,
         configured: Sequence[str] = (),
+        elapsed: Callable[[], float] = elapsed,
     ) -> None:
         """`relay` says whether this peer relays for others; None: if strangers can reach it.
 
         `find_relays()` names peers that may be relays. `configured` are addresses at which this
-        peer is known to be reachable, such as a port that was forwarded by hand.
+        peer is known to be reachable, such as a port that was forwarded by hand. `elapsed()` are
+        seconds that count also while the machine sleeps.
         """
         settings = config or Config()
         self._config = settings.reach
@@ -79,7 +86,9 @@ class Reach:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: TaskGroup | None = None
         self._published: tuple[str, ...] = ()
+        self._waking = Waking(elapsed, CHECK_EVERY)
         self.counters: Counter[str] = Counter()
+        self.woke: Callable[[], None] | None = None
         self._legs = Legs(endpoint)
         self.candidates = Candidates(
             lambda: endpoint.addresses, self._config, settings.nat, now=self._now
@@ -279,6 +288,18 @@ class Reach:
         self.candidates.relays = addresses
         self.upgrades.changed()
 
+    def _awake(self, slept: float) -> None:
+        """This machine was asleep: what is left of links, mappings and relays?"""
+        log.info("awake again after %.0f s", slept)
+        self.counters["woke"] += 1
+        for link in self._endpoint.current():
+            if isinstance(link, QuicLink):
+                link.on_wake(slept)
+        self.upgrades.ask_anew()
+        self._keeper.awake(slept)
+        if self.woke is not None:
+            self.woke()
+
     async def _look(self) -> None:
         """Until cancelled: notice new addresses, and keep the forwarder's house in order."""
         version, moves = self.candidates.observer.version, self.candidates.observer.moves
@@ -286,6 +307,8 @@ class Reach:
         while True:
             await anyio.sleep(CHECK_EVERY)
             self.forwarder.check()
+            if (slept := self._waking.slept()) > 0.0:
+                self._awake(slept)
             if self._now() >= confirm_at:
                 confirm_at = self._now() + self._confirm_every
                 self.upgrades.confirm()

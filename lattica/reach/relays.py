@@ -100,6 +100,14 @@ class RelayKeeper:
         """Something has changed: look now."""
         self._wake.set()
 
+    def awake(self, slept: float) -> None:
+        """This machine was asleep for `slept` seconds: reservations may be over."""
+        now = self._now()
+        for held in self._held.values():
+            held.renew_at = now
+            held.until -= slept
+        self.hurry()
+
     def peer_down(self, peer: PeerId) -> None:
         """The link to a peer is gone, and with it what it forwarded."""
         if self._drop(peer):

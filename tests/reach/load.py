@@ -31,6 +31,11 @@ class Ledger:
         return number
 
     @method()
+    async def told(self) -> dict[int, int]:
+        """How often each number ran."""
+        return dict(self.runs)
+
+    @method()
     async def flow(self, pieces: int) -> AsyncIterator[Buffer]:
         """A stream whose every byte is known."""
         for number in range(pieces):

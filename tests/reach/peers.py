@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import msgspec
 
+from lattica.clock import elapsed
 from lattica.config import Config, LinkConfig
 from lattica.identity.grants import CALL, RELAY
 from lattica.identity.keys import Identity, PeerId
@@ -18,6 +19,7 @@ from lattica.path import addresses as text
 from lattica.path.combined import CombinedPath
 from lattica.path.way import WayKind
 from lattica.reach.reach import Reach
+from lattica.reach.relays import FindRelays
 from lattica.rpc import Buffer, Rpc, builtin
 from lattica.rpc.builtin import PeerService, peer_client
 from tests.link.helpers import member
@@ -89,11 +91,13 @@ async def running(
     relays: Sequence[ReachPeer] = (),
     config: Config = CONFIG,
     scopes: Sequence[str] = (CALL, RELAY),
+    find: FindRelays | None = None,
+    elapsed: Callable[[], float] = elapsed,
 ) -> AsyncIterator[ReachPeer]:
     """A peer on a path, which finds these relays."""
     identity = Identity(name.encode().ljust(32))
 
-    async def find() -> Sequence[Contact]:
+    async def known() -> Sequence[Contact]:
         return [each.contact for each in relays]
 
     async with AsyncExitStack() as stack:
@@ -103,7 +107,15 @@ async def running(
         rpc = await stack.enter_async_context(Rpc(endpoint, config=config.rpc, name=name))
         builtin.install(rpc)
         reach = await stack.enter_async_context(
-            Reach(rpc, endpoint, path, config=config, relay=relay, find_relays=find)
+            Reach(
+                rpc,
+                endpoint,
+                path,
+                config=config,
+                relay=relay,
+                find_relays=find or known,
+                elapsed=elapsed,
+            )
         )
         yield ReachPeer(path=path, endpoint=endpoint, rpc=rpc, reach=reach)
 
@@ -119,8 +131,9 @@ async def lab_peer(
     listens_tcp: bool = False,
     tcp_port: int = 4443,
     scopes: Sequence[str] = (CALL, RELAY),
+    elapsed: Callable[[], float] = lambda: 0.0,
 ) -> AsyncIterator[LabPeer]:
-    """A running peer on a host of the lab."""
+    """A running peer on a host of the lab; it sleeps when `elapsed` says so."""
     path = CombinedPath(
         {
             text.UDP: DualMemoryPath(host, 4242) if host.address6 else host.path(4242),
@@ -129,7 +142,13 @@ async def lab_peer(
         make_extra=lambda: host.path(0),
     )
     async with running(
-        path, name, relay=relay, relays=relays, config=config, scopes=scopes
+        path,
+        name,
+        relay=relay,
+        relays=relays,
+        config=config,
+        scopes=scopes,
+        elapsed=elapsed,
     ) as peer:
         yield LabPeer(host=host, **msgspec.structs.asdict(peer))
 

@@ -64,6 +64,7 @@ class PortMapper:
         self._chance = random.Random()
         self._tasks: TaskGroup | None = None
         self._woken: asyncio.Event | None = None
+        self._is_stale = False
         self.status = "not started"  # for people
         self.counters: Counter[str] = Counter()
 
@@ -83,6 +84,11 @@ class PortMapper:
         """Look at the network now; it is looked at regularly in any case."""
         if self._woken is not None:
             self._woken.set()
+
+    def ask_anew(self) -> None:
+        """The router may have forgotten: this machine was asleep."""
+        self._is_stale = True
+        self.network_changed()
 
     async def __aenter__(self) -> PortMapper:
         self._woken = asyncio.Event()
@@ -133,6 +139,9 @@ class PortMapper:
             if keeper is None:
                 continue
             reason = await self._keep(keeper, route)
+            if reason is None and self._useful_route() == route:
+                await self._release()  # else a router that remembers takes us for another host
+                return None
             if reason is None:
                 # The gateway, or what it knows us by, is gone: there is nothing to remove.
                 self._keeper = None
@@ -161,6 +170,9 @@ class PortMapper:
     async def _until_changed(self, route: Route | None) -> None:
         assert self._woken is not None
         while self._useful_route() == route:
+            if self._is_stale:
+                self._is_stale = False
+                return
             self._woken.clear()
             with anyio.move_on_after(self._config.watch_every):
                 await self._woken.wait()
