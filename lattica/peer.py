@@ -355,8 +355,16 @@ class Peer:
         try:
             return TlsPath.bind(address_text.join(host, TLS_PORT), proxy=proxy)
         except PathError as error:
-            log.warning("TLS listens on another port than %d: %s", TLS_PORT, error)
-            return TlsPath.bind(address_text.join(host, 0), proxy=proxy)
+            path = TlsPath.bind(address_text.join(host, 0), proxy=proxy)
+            log.warning(
+                "%s; TLS listens at %s, where networks that let out only web traffic do not reach "
+                "it. Permit port %d (run as root, or sysctl net.ipv4.ip_unprivileged_port_start), "
+                "or forward it there and tell with --address",
+                error,
+                ", ".join(path.addresses),
+                TLS_PORT,
+            )
+            return path
 
     async def _bootstrap(self, contacts: Sequence[Contact]) -> None:
         try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 import anyio
@@ -236,17 +237,27 @@ class Reach:
 
     async def knock(self, peer: PeerId) -> None:
         """See `Answers`."""
-        await self._knocking.knock(peer, open_link(self._endpoint, peer))
+        with self._refusals("knock"):
+            await self._knocking.knock(peer, open_link(self._endpoint, peer))
 
     async def call(self, peer: PeerId) -> None:
         """See `Answers`."""
-        await self._silence.call(peer, open_link(self._endpoint, peer))
+        with self._refusals("call"):
+            await self._silence.call(peer, open_link(self._endpoint, peer))
 
     def close_session(self, peer: PeerId, session: bytes) -> None:
         """See `Answers`."""
         self.forwarder.close(session, peer)
 
     # ------------------------------------------------------------------ inside
+
+    @contextmanager
+    def _refusals(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except RelayError:
+            self.counters[f"{what}:refused"] += 1
+            raise
 
     def _now(self) -> float:
         loop = self._loop or asyncio.get_running_loop()

@@ -58,10 +58,8 @@ class Silence:
         while True:
             moves = observer.moves
             for seconds in self._config.silences:
-                has_survived = None
-                while has_survived is None:
-                    await anyio.sleep(self._config.silence_pause)
-                    has_survived = await self._outlives(seconds)
+                # A call that did not come in may have been lost, so one alone is not believed.
+                has_survived = await self._tells(seconds) or await self._tells(seconds)
                 if observer.moves != moves:
                     break
                 observer.idled(seconds, has_survived)
@@ -107,6 +105,14 @@ class Silence:
             if self._candidates.observer.moves != moves:
                 return
             await anyio.sleep(self._config.silence_pause)
+
+    async def _tells(self, seconds: float) -> bool:
+        """Whether a mapping outlives so much silence, as soon as that can be told."""
+        has_survived = None
+        while has_survived is None:
+            await anyio.sleep(self._config.silence_pause)
+            has_survived = await self._outlives(seconds)
+        return has_survived
 
     async def _outlives(self, seconds: float) -> bool | None:
         """Whether a mapping outlives so much silence; None: it cannot be told now."""

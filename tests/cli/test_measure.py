@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from lattica.cli import limits
-from lattica.cli.reports import LinkReport, SpeedReport
+from lattica.cli import limits, measure
+from lattica.cli.paths import DIRECT, RELAY
+from lattica.cli.reports import LinkReport, PingReport, ReplyReport, SpeedReport
 from tests.cli.daemons import Daemon, Daemons, lattica, running
 
 
@@ -110,6 +113,41 @@ def test_a_peer_that_went_away_is_an_error_not_a_hang(pair: Pair) -> None:
     answer = lattica("ping", "gone", "--count", "1", home=alpha.home)
     assert answer.returncode == 1
     assert "no peer 'gone'" in answer.stderr or "no ping of 1 was answered" in answer.stderr
+
+
+# ---------------------------------------------------------------------- changes
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_ping_says_when_the_link_takes_another_way(
+    as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    relayed, direct = "relay:abc@9.9.9.9:4242", "9.9.9.7:4242"
+    ways = iter([relayed, relayed, direct, direct])
+
+    @contextlib.asynccontextmanager
+    async def asking(_: argparse.Namespace) -> AsyncIterator[Any]:
+        async def ask(_: object, __: object) -> PingReport:
+            link = msgspec.structs.replace(speed(1.0).link, path=next(ways))
+            return PingReport(replies=[ReplyReport(ms=1.0)], link=link)
+
+        yield ask
+
+    monkeypatch.setattr(measure, "_asking", asking)
+    await measure._ping(
+        argparse.Namespace(
+            peer="beta", count=4, inflight=1, interval=0.0, size=64, json=as_json, ticket=None
+        )
+    )
+    said = capsys.readouterr().out
+    if as_json:
+        ((before, after),) = msgspec.json.decode(said)["changes"]
+        assert (before["path"], after["path"]) == (relayed, direct)
+    else:
+        told = [line for line in said.splitlines() if line.startswith("now ")]
+        assert told == [f"now {DIRECT}: {direct} (was {RELAY}: {relayed})"]
+        assert said.index("seq=2") < said.index(told[0]) < said.index("seq=3")
 
 
 # ------------------------------------------------------------------------- words

@@ -57,3 +57,4 @@ async def test_nobody_is_knocked_at_often_or_by_proxy() -> None:
                 refused.append(str(error))
         assert len(refused) >= 49
         assert all("does not knock so often" in each for each in refused)
+        assert relays[0].reach.counters["knock:refused"] == len(refused)

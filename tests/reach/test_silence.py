@@ -89,3 +89,4 @@ async def test_a_relay_calls_no_port_that_has_not_knocked_and_nobody_often() -> 
                 refused += 1
         assert refused >= 19  # the one that may pass is of a's own measurement
         assert not heard
+        assert relay.reach.counters["call:refused"] == refused
