@@ -262,7 +262,7 @@ class Dht:
 
     async def _reunite(self) -> None:
         now = self._clock.monotonic()
-        if self._reunited + self._config.republish_every <= now:
+        if self._reunited + self._config.reunite_every <= now:
             self._reunited = now
             if await self.neighbours.reunite():
                 await self.republish()

@@ -129,7 +129,8 @@ class Neighbours:
     async def _look_around(self) -> None:
         # Looking itself up makes a peer known to those closest to it (Kademlia paper §2.3).
         await self.closest(node_id(self._rpc.local))
-        await self.refresh()
+        for place in self._stale_places():
+            await self.closest(place)
 
     # ----------------------------------------------------------------------- look-ups
 
@@ -162,14 +163,33 @@ class Neighbours:
         return await self._run(crawl)
 
     async def refresh(self) -> int:
-        """Look into each bucket that has seen no look-up for a while; how many."""
+        """Ask into each bucket that has seen no look-up for a while; how many.
+
+        One peer is asked and its news are pinged: a look-up (Kademlia paper §2.3) would be
+        thirty queries, and in a mesh that lives on, most of what it finds is known.
+        """
+        places = self._stale_places()
+        for key in places:
+            where = int.from_bytes(key, "big")
+            self.table.touch(where, self._clock.monotonic())
+            for node in self.table.closest(where, self._config.alpha):
+                answer = await self.protocol.call_find_node(node, Node(key))
+                if answer is not None:
+                    for heard in answer.nodes:
+                        if self.table.has_room_for(heard):
+                            self.check(heard)
+                    break
+        return len(places)
+
+    def _stale_places(self) -> list[bytes]:
+        """A place in each bucket that has seen no look-up for a while, not the same every time."""
         places = self.table.stale_places(
             now=self._clock.monotonic(), age=self._config.refresh_every
         )
-        for place in places:
-            jitter = self._random.getrandbits(KEY_BITS // 2)  # not the same place every time
-            await self.closest((place ^ jitter).to_bytes(KEY_BYTES, "big"))
-        return len(places)
+        return [
+            (place ^ self._random.getrandbits(KEY_BITS // 2)).to_bytes(KEY_BYTES, "big")
+            for place in places
+        ]
 
     async def _run(self, crawl: Crawl) -> list[PeerNode]:
         self.table.touch(crawl.node.long_id, self._clock.monotonic())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 import anyio
+from kademlia.node import Node
 
 from lattica.clock import Clock
 from lattica.config import DhtConfig
@@ -16,7 +17,7 @@ from lattica.dht.routing import PeerNode
 from lattica.dht.storage import Storage
 from lattica.errors import DhtError, LatticaError, RecordError
 from lattica.identity import wire
-from lattica.identity.keys import Identity
+from lattica.identity.keys import Identity, PeerId
 from lattica.identity.signed import Signed
 
 MAX_PARALLEL = 8  # records republished at one time
@@ -29,6 +30,14 @@ class Owned(NamedTuple):
     value: bytes
     ttl: float
     expires: float
+
+
+class Place(NamedTuple):
+    """Who keeps the records under a key, nearest first, as far as is known."""
+
+    holders: tuple[PeerNode, ...]
+    looked: float  # when everybody was last asked for the closest, in monotonic seconds,
+    checked: float  # and when the nearest was
 
 
 class Replication(NamedTuple):
@@ -62,6 +71,7 @@ class Publisher:
         self._config = config
         self._clock = clock
         self._owned: dict[tuple[bytes, str], Owned] = {}
+        self._places: dict[bytes, Place] = {}
         self._sequence = 0
 
     def own(self, key: bytes, kind: str, value: Any, ttl: float | None = None) -> Signed:
@@ -110,18 +120,65 @@ class Publisher:
         return list(self._owned)
 
     async def replicate(self, key: bytes, envelope: Signed) -> Replication:
-        """Have the k peers closest to `key` keep a record."""
-        nodes = await self._closest(key)
-        outcomes: list[LatticaError | None] = []
+        """Have the peers closest to `key` keep a record.
+
+        Who they are is remembered: a look-up costs a hundred times what one copy does. The
+        nearest of them, who knows its neighbours best, is asked now and then who has come.
+        """
+        place = self._places.get(key)
+        now = self._clock.monotonic()
+        if place is not None and now - place.looked < self._config.look_up_every:
+            if now - place.checked >= self._config.place_every:
+                place = await self._check(key, place)
+            done, kept = await self._store(place.holders, envelope)
+            if kept and 4 * len(kept) >= 3 * len(place.holders):
+                self._remember(key, place._replace(holders=kept))
+                return done
+        done, kept = await self._store(await self._closest(key), envelope)
+        self._remember(key, Place(kept, now, now))
+        return done
+
+    async def _store(
+        self, nodes: Sequence[PeerNode], envelope: Signed
+    ) -> tuple[Replication, tuple[PeerNode, ...]]:
+        """Store with the first that take it, until there are enough copies."""
+        kept: dict[PeerId, PeerNode] = {}
+        refusals: list[LatticaError] = []
+        left = list(nodes)
 
         async def store(node: PeerNode) -> None:
-            outcomes.append(await self._protocol.call_store(node, envelope))
+            error = await self._protocol.call_store(node, envelope)
+            if error is None:
+                kept[node.peer] = node
+            else:
+                refusals.append(error)
 
-        async with anyio.create_task_group() as stores:
-            for node in nodes:
-                stores.start_soon(store, node)
-        refusals = tuple(error for error in outcomes if error is not None)
-        return Replication(len(outcomes) - len(refusals), len(nodes), refusals)
+        while left and len(kept) < self._config.replicas:
+            count = self._config.replicas - len(kept)
+            now, left = left[:count], left[count:]
+            async with anyio.create_task_group() as stores:
+                for node in now:
+                    stores.start_soon(store, node)
+        done = Replication(len(kept), len(kept) + len(refusals), tuple(refusals))
+        return done, tuple(node for node in nodes if node.peer in kept)
+
+    async def _check(self, key: bytes, place: Place) -> Place:
+        """Ask the nearest holder who is near, and take in those who have come."""
+        place = place._replace(checked=self._clock.monotonic())
+        for holder in place.holders:
+            answer = await self._protocol.call_find_node(holder, Node(key))
+            if answer is not None:
+                where = int.from_bytes(key, "big")
+                known = {node.peer: node for node in (*answer.nodes, *place.holders)}
+                ranked = sorted(known.values(), key=lambda node: node.long_id ^ where)
+                return place._replace(holders=tuple(ranked[: self._config.replicas]))
+        return place
+
+    def _remember(self, key: bytes, place: Place) -> None:
+        if any(owned_key == key for owned_key, _ in self._owned):
+            self._places[key] = place
+        else:
+            self._places.pop(key, None)
 
     async def republish(self, *, only_due: bool = False) -> int:
         """Say what is owned again with a later expiry; how many some other peer took.

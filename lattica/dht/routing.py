@@ -79,6 +79,11 @@ class Table(RoutingTable):  # type: ignore[misc]  # kademlia has no types
             self.split_bucket(index)
         self._on_full(bucket.head())
 
+    def has_room_for(self, node: PeerNode) -> bool:
+        """Whether a peer is not in the table and would find room in its bucket as it is."""
+        bucket: KBucket = self.buckets[self.get_bucket_for(node)]
+        return bucket[node.id] is None and len(bucket) < self.ksize
+
     def split_bucket(self, index: int) -> None:
         """Halve a bucket; both halves were last refreshed when it was."""
         refreshed = self.buckets[index].last_updated

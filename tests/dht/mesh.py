@@ -23,6 +23,9 @@ from lattica.rpc import Rpc
 from tests.dht.support import NOW, identity
 
 CONFIG = DhtConfig(
+    record_ttl=120.0,
+    republish_every=40.0,
+    reunite_every=40.0,
     query_timeout=2.0,
     slow_query=1.0,  # a busy test machine must not look like a slow peer
     maintain_every=3600.0,  # upkeep is called by hand

@@ -32,7 +32,7 @@ async def test_60_peers_find_every_record_and_still_do_when_18_are_killed() -> N
         keys = {}
         for number, peer in enumerate(made.peers):
             keys[peer.id] = dht_key("test", f"record {number}")
-            assert await peer.dht.put(keys[peer.id], "note", str(number)) == CONFIG.k
+            assert await peer.dht.put(keys[peer.id], "note", str(number)) == CONFIG.replicas
         await check_all_found(made, keys, rng)
         victims = rng.sample(made.peers, 18)
         for victim in victims:
