@@ -91,13 +91,19 @@ async def real_peer(
 
 
 @asynccontextmanager
-async def real_relays(lab: Lab, count: int = 2) -> AsyncIterator[list[RealPeer]]:
+async def real_relays(
+    lab: Lab, count: int = 2, *, config: Config | None = None
+) -> AsyncIterator[list[RealPeer]]:
     """Public peers that relay."""
     async with AsyncExitStack() as stack:
         yield [
             await stack.enter_async_context(
                 real_peer(
-                    await lab.host(delay=ACCESS), f"relay {number}", relay=True, listens_tcp=True
+                    await lab.host(delay=ACCESS),
+                    f"relay {number}",
+                    relay=True,
+                    listens_tcp=True,
+                    config=config,
                 )
             )
             for number in range(count)

@@ -165,8 +165,8 @@ async def check_claims(relays: Sequence[RealPeer], a: RealPeer, b: RealPeer) -> 
         before = relayed_bytes(relays, a, b)
         await a.check_transfer(b, LOOK)
         passed = relayed_bytes(relays, a, b) - before
-        if (a.kind(b), b.kind(a)) != said:
-            continue  # a way opened or was lost meanwhile
+        if (a.kind(b), b.kind(a)) != said or passed < 0:
+            continue  # a way opened or was lost meanwhile, or a session needed no more was closed
         most, least = {0: (SIGNS_OF_LIFE, 0), 1: (2 * LOOK, LOOK), 2: (4 * LOOK, 2 * LOOK)}[
             sum(names)
         ]

@@ -10,6 +10,7 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 import anyio
@@ -19,7 +20,7 @@ from lattica.path.way import WayKind
 from lattica.virtual_loop import VirtualLoop
 from tests.netlab import kinds
 from tests.netlab.memory_lab import MemoryLab
-from tests.reach.peers import LabPeer, lab_host, lab_peer, lab_relays, ready
+from tests.reach.peers import LabPeer, ReachPeer, lab_host, lab_peer, lab_relays, ready
 
 # Percent of sites, after published counts of NAT kinds among homes, offices and carriers.
 SHARES = {
@@ -73,10 +74,9 @@ def draw(sites: int, seed: int) -> list[str]:
 
 
 async def run(sites: int, seed: int) -> Outcome:
-    """Link every pair, and wait until nothing gets better."""
+    """Link every pair of a drawn population in the lab in memory."""
     lab = MemoryLab(seed=seed)
     drawn = draw(sites, seed)
-    chance = random.Random(seed)
     async with AsyncExitStack() as stack:
         relays = await stack.enter_async_context(lab_relays(lab, 3))
         peers: list[LabPeer] = []
@@ -86,35 +86,50 @@ async def run(sites: int, seed: int) -> Outcome:
             )
             peers.append(await stack.enter_async_context(made))
         await ready(*peers)
-        began = anyio.current_time()
-        pairs = [
-            pair if chance.random() < 0.5 else pair[::-1]
-            for pair in itertools.combinations(range(sites), 2)
-        ]
-        chance.shuffle(pairs)
-        failed = await _dial(peers, pairs)
-        seconds = await _settle(peers, pairs) - began
-        relayed = Counter(
-            " + ".join(sorted((drawn[a], drawn[b])))
-            for a, b in pairs
-            if _kind(peers[a], peers[b]) is WayKind.RELAYED
-        )
-        return Outcome(
-            pairs=len(pairs),
-            linked=len(pairs) - failed,
-            direct=len(pairs) - failed - sum(relayed.values()),
-            relayed=dict(relayed.most_common()),
-            seconds=seconds,
-            peers=dict(Counter(drawn).most_common()),
-        )
+        return await meet(peers, drawn, seed)
 
 
-async def _dial(peers: list[LabPeer], pairs: list[tuple[int, int]]) -> int:
+async def meet(
+    peers: Sequence[ReachPeer],
+    drawn: Sequence[str],
+    seed: int,
+    *,
+    enough: int | None = None,
+) -> Outcome:
+    """Link every pair, and wait until nothing gets better, or `enough` pairs are direct.
+
+    `drawn` are the peers' kinds.
+    """
+    chance = random.Random(seed)
+    began = anyio.current_time()
+    pairs = [
+        pair if chance.random() < 0.5 else pair[::-1]
+        for pair in itertools.combinations(range(len(peers)), 2)
+    ]
+    chance.shuffle(pairs)
+    failed = await _dial(peers, pairs)
+    seconds = await _settle(peers, pairs, len(pairs) if enough is None else enough) - began
+    relayed = Counter(
+        " + ".join(sorted((drawn[a], drawn[b])))
+        for a, b in pairs
+        if _kind(peers[a], peers[b]) is WayKind.RELAYED
+    )
+    return Outcome(
+        pairs=len(pairs),
+        linked=len(pairs) - failed,
+        direct=len(pairs) - failed - sum(relayed.values()),
+        relayed=dict(relayed.most_common()),
+        seconds=seconds,
+        peers=dict(Counter(drawn).most_common()),
+    )
+
+
+async def _dial(peers: Sequence[ReachPeer], pairs: list[tuple[int, int]]) -> int:
     """How many pairs have no link after one dial and a call."""
     failed = 0
     room = anyio.CapacityLimiter(DIALS_AT_ONCE)
 
-    async def one(a: LabPeer, b: LabPeer) -> None:
+    async def one(a: ReachPeer, b: ReachPeer) -> None:
         nonlocal failed
         async with room:
             try:
@@ -129,19 +144,21 @@ async def _dial(peers: list[LabPeer], pairs: list[tuple[int, int]]) -> int:
     return failed
 
 
-async def _settle(peers: list[LabPeer], pairs: list[tuple[int, int]]) -> float:
-    """Wait until nothing changes any more; when the last change was."""
+async def _settle(peers: Sequence[ReachPeer], pairs: list[tuple[int, int]], enough: int) -> float:
+    """Wait until nothing changes any more, or is direct enough; when the last change was."""
     changed = began = anyio.current_time()
     before = -1
     while anyio.current_time() < min(changed + QUIET, began + PATIENCE):
         relayed = sum(_kind(peers[a], peers[b]) is WayKind.RELAYED for a, b in pairs)
         if relayed != before:
             before, changed = relayed, anyio.current_time()
+        if len(pairs) - relayed >= enough:
+            break
         await anyio.sleep(0.5)
     return changed
 
 
-def _kind(a: LabPeer, b: LabPeer) -> WayKind | None:
+def _kind(a: ReachPeer, b: ReachPeer) -> WayKind | None:
     """The worse of both ends' ways; None without a link."""
     try:
         return max(a.kind(b), b.kind(a))

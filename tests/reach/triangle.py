@@ -59,18 +59,18 @@ class LinkLeg:
         return link is not None and link.steering is not None and link.steering.has(address)
 
 
-class HostileForwarder(Forwarder):
-    """Drops, repeats, delays and spoils frames before it forwards what it left of them."""
+class Faults:
+    """Drops, repeats, delays and spoils frames."""
 
-    def __init__(self, *given: Any, faults: Mapping[str, float], **named: Any) -> None:
+    def __init__(self, faults: Mapping[str, float]) -> None:
         """`faults` are chances by name: "drop", "tamper", "delay", "repeat"."""
-        super().__init__(*given, **named)
         self.done = Counter[str]()
         self._faults = faults
         self._chance = random.Random(7)
         self._late: Batch = []
 
-    def forward(self, frames: Batch) -> None:
+    def left_of(self, frames: Batch) -> Batch:
+        """What is to be forwarded instead of `frames`."""
         made: Batch = []
         late, self._late = self._late, []
         for frame, source in frames:
@@ -81,7 +81,7 @@ class HostileForwarder(Forwarder):
                 self._late.append((given, source))
                 continue
             made += [(given, source)] * (2 if self._does("repeat") else 1)
-        super().forward(made + late)
+        return made + late
 
     def _does(self, fault: str) -> bool:
         does = self._chance.random() < self._faults.get(fault, 0.0)
@@ -94,6 +94,22 @@ class HostileForwarder(Forwarder):
             bit = self._chance.randrange(8 * HEADER, 8 * len(frame))
             spoilt[bit // 8] ^= 1 << bit % 8
         return bytes(spoilt)
+
+
+class HostileForwarder(Forwarder):
+    """Forwards what its faults have left."""
+
+    def __init__(self, *given: Any, faults: Mapping[str, float], **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._faults = Faults(faults)
+
+    @property
+    def done(self) -> Counter[str]:
+        """How often each fault was done."""
+        return self._faults.done
+
+    def forward(self, frames: Batch) -> None:
+        super().forward(self._faults.left_of(frames))
 
 
 class Triangle(msgspec.Struct):
