@@ -22,6 +22,7 @@ from lattica.link.interface import Link
 from lattica.link.quic_link import QuicLink
 from lattica.path.combined import CombinedPath
 from lattica.path.interface import VirtualAddress
+from lattica.reach.attempts import Attempts
 from lattica.reach.candidates import Candidates
 from lattica.reach.detours import Detours
 from lattica.reach.forwarding import Forwarder
@@ -39,6 +40,7 @@ from lattica.reach.messages import (
 from lattica.reach.puncher import Puncher
 from lattica.reach.relays import FindRelays, Held, RelayKeeper
 from lattica.reach.report import Filtering, NatReport
+from lattica.reach.rescue import Rescue
 from lattica.reach.service import ReachService
 from lattica.reach.silence import Silence
 from lattica.reach.upgrades import Upgrades
@@ -96,7 +98,6 @@ class Reach:
         )
         self.candidates.configured = tuple(configured)
         self._detours = Detours(rpc, endpoint, path.relay, self._legs, self._config)
-        self._puncher = Puncher(path, self.candidates, self._config, settings.punch, now=self._now)
         self._knocking = Knocking(rpc, path, self.candidates, self._config, now=self._now)
         self._silence = Silence(
             rpc,
@@ -107,12 +108,16 @@ class Reach:
             now=self._now,
         )
         self.upgrades = Upgrades(
-            rpc,
             self.candidates,
-            self._puncher,
-            self._detours,
+            Attempts(
+                rpc,
+                self.candidates,
+                Puncher(path, self.candidates, self._config, settings.punch, now=self._now),
+                self._config,
+                again_after=settings.punch.again_after,
+            ),
+            Rescue(self._detours, self._config, now=self._now),
             self._config,
-            again_after=settings.punch.again_after,
             relay_links=self._relay_links,
             let_in=self._knocked,
             now=self._now,
