@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import msgspec
 from lattica.clock import Clock
 from lattica.config import DhtConfig
 from lattica.dht import Dht
+from lattica.dht.keys import KEY_BITS
 from lattica.dht.messages import FindReply
 from lattica.dht.routing import PeerNode
 from lattica.dht.service import DhtService
@@ -119,6 +121,36 @@ class World:
         self.peers[peer.id] = peer
         return peer
 
+    def add_static(self) -> SimPeer:
+        """A peer that answers, and otherwise does nothing of itself."""
+        peer = self.add()
+        peer.dht.serve()
+        return peer
+
+    def fill_tables(self) -> None:
+        """As if all had met: k contacts in each bucket that has so many (Kademlia paper §2.2)."""
+        nodes = sorted((PeerNode(each) for each in self.peers), key=lambda node: node.long_id)
+        places = [node.long_id for node in nodes]
+        for node in nodes:
+            node.addresses = (self.peers[node.peer].address,)
+        for node in nodes:
+            table = self.peers[node.peer].dht.table
+            for shared in range(KEY_BITS):
+                # Those that share so many leading bits and no more are next to each other.
+                size = KEY_BITS - shared - 1
+                low = ((node.long_id >> size) ^ 1) << size
+                first = bisect_left(places, low)
+                last = bisect_left(places, low + (1 << size))
+                chosen = range(first, last)
+                for index in self.random.sample(chosen, min(self.config.k, len(chosen))):
+                    table.add_contact(nodes[index])
+                if (
+                    bisect_left(places, (low ^ (1 << size)) + (1 << size))
+                    - bisect_left(places, low ^ (1 << size))
+                    <= 1
+                ):
+                    break  # nobody shares more
+
     async def kill(self, peer: SimPeer) -> None:
         """It vanishes without a word; those linked to it notice after a while."""
         del self.peers[peer.id]
@@ -129,10 +161,21 @@ class World:
             if (there := self.peers.get(other)) is not None:
                 loop.call_later(GONE_AFTER, there.links.drop, peer.id)
 
+    async def leave(self, peer: SimPeer) -> None:
+        """It says good-bye, and closes its links."""
+        await peer.dht.leave()
+        del self.peers[peer.id]
+        peer.is_alive = False
+        peer.stop.set()
+        for other in tuple(peer.links.open):
+            if (there := self.peers.get(other)) is not None:
+                there.links.drop(peer.id)
+
     async def _live(self, peer: SimPeer, started: anyio.Event) -> None:
         async with peer.dht:
             started.set()
             await peer.stop.wait()
+        peer.stopped.set()
 
     def closest(self, key: bytes, count: int) -> list[PeerId]:
         """The true closest peers alive."""
@@ -219,6 +262,7 @@ class SimPeer:
         self.links = SimLinks(self)
         self.services: dict[str, Any] = {}
         self.stop = anyio.Event()
+        self.stopped = anyio.Event()
         self.dht = Dht(
             cast(Rpc, self),
             identity,

@@ -213,6 +213,13 @@ class DhtConfig(msgspec.Struct, frozen=True, kw_only=True):
     suspect_for: float = 5.0  # a peer that did not answer is not asked again for so long
     refresh_every: float = 600.0
     maintain_every: float = 5.0
+    save_every: float = 60.0  # what is kept for others is written to disk, if it changed
+    max_sponsored: int = 4096  # records of others that one peer may hand over to this one,
+    max_transfer: int = 256 * KIB  # and so many bytes of them in one call
+    watch_for: float = 30.0  # a question for changes is answered after so long, changed or not
+    watches: int = 3  # peers that are asked to tell of changes under a key
+    watches_per_peer: int = 64
+    max_watches: int = 2048
     max_probes: int = 64  # pings in progress to peers that are not in the table
 
 

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import anyio
 from kademlia.crawling import NodeSpiderCrawl
-from kademlia.node import Node
+from kademlia.node import Node, NodeHeap
 
 from lattica.dht.routing import PeerNode
 
@@ -50,6 +50,30 @@ class CrawlProtocol(Protocol):
         ...
 
 
+class Nearest(NodeHeap):  # type: ignore[misc]  # kademlia has no types
+    """The package's heap of contacts by distance, which looks through all of them for each push:
+    half of a look-up's CPU time. Here it knows them by their ids."""
+
+    def __init__(self, node: Node, maxsize: int) -> None:
+        super().__init__(node, maxsize)
+        self._ids: set[bytes] = set()
+
+    def __contains__(self, node: Node) -> bool:
+        return node.id in self._ids
+
+    def push(self, nodes: Iterable[PeerNode]) -> None:
+        """Take in those that are not here."""
+        for node in nodes:
+            if node.id not in self._ids:
+                self._ids.add(node.id)
+                heapq.heappush(self.heap, (self.node.distance_to(node), node))
+
+    def remove(self, peers: Iterable[bytes]) -> None:
+        """Forget ids."""
+        super().remove(peers)
+        self._ids.difference_update(peers)
+
+
 class Crawl(NodeSpiderCrawl):  # type: ignore[misc]  # kademlia has no types
     """Finds the k live peers closest to a target."""
 
@@ -64,12 +88,16 @@ class Crawl(NodeSpiderCrawl):  # type: ignore[misc]  # kademlia has no types
         slow_after: float,
     ) -> None:
         """A query unanswered for `slow_after` seconds frees its place among the alpha."""
-        super().__init__(protocol, target, list(peers), ksize, alpha)
+        known = list(peers)
+        super().__init__(protocol, target, [], ksize, alpha)
+        self.nearest = Nearest(target, ksize)
+        self.nearest.push(known)
         self._slow_after = slow_after
         self._dead: set[bytes] = set()
         self._slow: set[bytes] = set()
         self._asking: set[bytes] = set()
         self._answered: set[bytes] = set()
+        self._depth = dict.fromkeys((node.id for node in known), 1)
         self._progress = asyncio.Event()
 
     # ------------------------------------------------------------ what to do next, no I/O
@@ -94,7 +122,20 @@ class Crawl(NodeSpiderCrawl):  # type: ignore[misc]  # kademlia has no types
             for other in learned
             if other.id not in self._dead and other.id not in self.nearest.contacted
         ]
+        depth = self._depth.get(node.id, 1) + 1
+        for other in fresh:
+            self._depth.setdefault(other.id, depth)
         self.nearest.push(fresh)
+
+    @property
+    def rounds(self) -> int:
+        """The longest chain of queries, each to a contact that the one before had brought."""
+        return max((self._depth.get(each, 1) for each in self._answered), default=0)
+
+    @property
+    def queries(self) -> int:
+        """Peers asked."""
+        return len(self.nearest.contacted)
 
     def failed(self, node: PeerNode) -> None:
         """A query was not answered: the peer is out of this look-up."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -18,12 +19,16 @@ from lattica.dht.merge import Merge
 from lattica.dht.messages import SERVICE, PeerAddresses, clean_addresses
 from lattica.dht.neighbours import Neighbours
 from lattica.dht.publisher import Publisher, require_replica
+from lattica.dht.record_file import RecordFile
 from lattica.dht.records import PEER, Check, Found, Kinds, Verifier
 from lattica.dht.routing import PeerNode, Table
 from lattica.dht.service import DhtService
 from lattica.dht.storage import Storage
+from lattica.dht.watching import Watchers
 from lattica.errors import DhtError, LatticaError, RecordError
+from lattica.identity import wire
 from lattica.identity.keys import Identity, PeerId
+from lattica.identity.signed import Signed
 from lattica.identity.tickets import Contact
 from lattica.rpc import Rpc
 
@@ -62,6 +67,9 @@ class Dht:
         self.kinds = Kinds()
         self._verifier = Verifier(self.kinds, self._config)
         self.storage = Storage(self._verifier, self._config, self.counters)
+        self.watchers = Watchers(self.storage, self._config)
+        self._record_file = RecordFile(directory)
+        self._saved = 0, float("-inf")  # the storage's version, and when
         self.neighbours = Neighbours(
             rpc,
             config=self._config,
@@ -82,17 +90,9 @@ class Dht:
 
     async def __aenter__(self) -> Self:
         self._tasks = await anyio.create_task_group().__aenter__()
+        self._load()
         if self._serve:
-            service = DhtService(
-                self.table,
-                self.storage,
-                addresses=self._where,
-                seen=self.neighbours.seen,
-                config=self._config,
-                clock=self._clock,
-                counters=self.counters,
-            )
-            self._rpc.register(SERVICE, service)
+            self.serve()
         self.neighbours.start(self._tasks)
         self._tasks.start_soon(self._maintain)
         return self
@@ -104,12 +104,27 @@ class Dht:
         traceback: TracebackType | None,
     ) -> bool | None:
         self.neighbours.stop()
+        self._save(at_once=True)
         if self._serve:
             self._rpc.unregister(SERVICE)
         tasks, self._tasks = self._tasks, None
         assert tasks is not None
         tasks.cancel_scope.cancel()
         return await tasks.__aexit__(kind, error, traceback)
+
+    def serve(self) -> None:
+        """Answer others; part of entering the context of a peer that is no mere client."""
+        service = DhtService(
+            self.table,
+            self.storage,
+            addresses=self._where,
+            seen=self.neighbours.seen,
+            watchers=self.watchers,
+            config=self._config,
+            clock=self._clock,
+            counters=self.counters,
+        )
+        self._rpc.register(SERVICE, service)
 
     @property
     def local(self) -> PeerId:
@@ -202,12 +217,37 @@ class Dht:
         return (await self._publisher.replicate(key, envelope)).acknowledged
 
     async def leave(self) -> None:
-        """Take back all that this peer said, before it goes; best effort, within one query."""
+        """Take back all that this peer said, and hand over what it keeps, before it goes.
+
+        Best effort, within one query.
+        """
         with anyio.move_on_after(self._config.query_timeout):
             self._said_where = None
             async with anyio.create_task_group() as goodbyes:
+                goodbyes.start_soon(self._hand_over)
                 for key, kind in self._publisher.owned():
                     goodbyes.start_soon(self.remove, key, kind)
+
+    async def _hand_over(self) -> None:
+        """Those who come next to each key get its records: the others have their copies."""
+        if not self._serve:
+            return
+        now = self._clock.time()
+        parcels: dict[PeerId, list[Signed]] = {}
+        nodes: dict[PeerId, PeerNode] = {}
+        for kept in self.storage:
+            if kept.envelope.author == self.local or kept.record.expires <= now:
+                continue
+            place = int.from_bytes(kept.record.key, "big")
+            for node in self.table.closest(place, self._config.replicas)[-2:]:
+                nodes[node.peer] = node
+                parcels.setdefault(node.peer, []).append(kept.envelope)
+        async with anyio.create_task_group() as transfers:
+            for peer, envelopes in parcels.items():
+                for packed in packed_within(envelopes, self._config.max_transfer):
+                    transfers.start_soon(
+                        self.neighbours.protocol.call_hand_over, nodes[peer], packed
+                    )
 
     async def get(
         self, key: bytes, kind: str, type: type[T], *, live: bool = False
@@ -221,20 +261,58 @@ class Dht:
         return await self._only_live(found) if live else found
 
     async def watch(
-        self, key: bytes, kind: str, type: type[T], *, every: float = 1.0
+        self, key: bytes, kind: str, type: type[T], *, every: float | None = None
     ) -> AsyncIterator[list[Found[T]]]:
         """`get` now, and again whenever an author or a value has come, changed or gone.
 
-        This polls every `every` seconds; a mere renewal of a record is no change.
+        Some of those who keep the records tell of changes at once. What they miss is seen
+        by looking every `every` seconds, half a minute by default; a mere renewal of a record
+        is no change.
         """
         last: dict[PeerId, T] | None = None
+        digests: dict[PeerId, bytes] = {}
         while True:
-            found = await self.get(key, kind, type)
-            values = {record.author: record.value for record in found}
+            merge, nodes = await self._gather(key, kind)
+            values = {record.author: record.value for record in merge.found(type)}
             if values != last:
                 last = values
-                yield found
-            await anyio.sleep(every)
+                yield merge.found(type)
+            await self._until_changed(key, kind, nodes, digests, every or self._config.watch_for)
+
+    async def _until_changed(
+        self,
+        key: bytes,
+        kind: str,
+        nodes: list[PeerNode],
+        digests: dict[PeerId, bytes],
+        every: float,
+    ) -> None:
+        """Until one who keeps records of a key says that they are others, or this peer does.
+
+        `digests` holds what each said last; who has not been asked yet answers at once.
+        """
+
+        async def ask(node: PeerNode) -> None:
+            known = digests.get(node.peer, b"")
+            said = await self.neighbours.protocol.call_watch(node, key, kind, known)
+            if said is None:
+                return
+            digests[node.peer] = said
+            if said != known:
+                waiting.cancel_scope.cancel()
+
+        async def listen() -> None:
+            now = self._clock.time()
+            known = self.watchers.digest(key, kind, now)
+            while await self.watchers.wait(self.local, key, kind, known, now) == known:
+                pass
+            waiting.cancel_scope.cancel()
+
+        with anyio.move_on_after(every):
+            async with anyio.create_task_group() as waiting:
+                waiting.start_soon(listen)
+                for node in nodes[: self._config.watches]:
+                    waiting.start_soon(ask, node)
 
     # ----------------------------------------------------------------------- upkeep
 
@@ -259,6 +337,7 @@ class Dht:
         await self.republish(only_due=not self._was_alone)
         await self.neighbours.refresh()
         self.neighbours.save()
+        self._save()
 
     async def _reunite(self) -> None:
         now = self._clock.monotonic()
@@ -276,6 +355,26 @@ class Dht:
                 self.counters[f"maintain:{type(error).__name__}"] += 1
 
     # --------------------------------------------------------------------- internals
+
+    def _load(self) -> None:
+        """What was kept in the last run; what has expired meanwhile is forgotten."""
+        now = self._clock.time()
+        for envelope in self._record_file.load():
+            if envelope.author != self.local:  # that is said anew, or was taken back
+                with contextlib.suppress(RecordError):
+                    self.storage.store(envelope, now=now, own=True)
+
+    def _save(self, *, at_once: bool = False) -> None:
+        version, now = self.storage.version, self._clock.monotonic()
+        saved, when = self._saved
+        is_due = at_once or now - when >= self._config.save_every
+        if not self._record_file.is_kept or version == saved or not is_due:
+            return
+        try:
+            self._record_file.save([kept.envelope for kept in self.storage])
+        except OSError:
+            self.counters["records_not_saved"] += 1
+        self._saved = version, now
 
     async def _gather(self, key: bytes, kind: str) -> tuple[Merge, list[PeerNode]]:
         merge = Merge(_checked(key), kind, self._verifier, self._config, self.counters)
@@ -305,6 +404,19 @@ class Dht:
 
     def _where(self) -> tuple[str, ...]:
         return clean_addresses(self._addresses())
+
+
+def packed_within(envelopes: Sequence[Signed], size: int) -> list[bytes]:
+    """MessagePack of tuples of envelopes, none of which is larger than `size` bytes."""
+    parcels: list[list[Signed]] = [[]]
+    room = size
+    for envelope in envelopes:
+        room -= len(envelope.payload) + 256  # the envelope around the payload
+        if room < 0 and parcels[-1]:
+            parcels.append([])
+            room = size - len(envelope.payload) - 256
+        parcels[-1].append(envelope)
+    return [wire.encode(tuple(parcel)) for parcel in parcels if parcel]
 
 
 def _checked(key: bytes) -> bytes:

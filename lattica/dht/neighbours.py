@@ -197,6 +197,9 @@ class Neighbours:
             await crawl.find()
         if scope.cancelled_caught:
             self._counters["lookup_timeout"] += 1
+        self._counters["lookups"] += 1
+        self._counters["lookup_queries"] += crawl.queries
+        self._counters["lookup_rounds"] += crawl.rounds
         return crawl.closest()
 
     def _start(self, key: bytes) -> list[PeerNode]:

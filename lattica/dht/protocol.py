@@ -25,7 +25,7 @@ from lattica.identity.keys import PeerId
 from lattica.identity.signed import Signed
 from lattica.identity.tickets import Contact
 from lattica.link.supervision import PeerState
-from lattica.rpc import Rpc
+from lattica.rpc import Buffer, Rpc
 
 MAX_SUSPECTS = 1024
 MAX_LOST = 64
@@ -106,6 +106,24 @@ class DhtProtocol:
             return error
         node.strikes = 0
         return None
+
+    async def call_hand_over(self, node: PeerNode, records: bytes) -> int:
+        """Give a peer what others have said; how much it keeps."""
+        try:
+            return await self._stub(node).hand_over(Buffer(records), self._addresses())
+        except LatticaError as error:
+            self._unanswered(node, error)
+            return 0
+
+    async def call_watch(self, node: PeerNode, key: bytes, kind: str, known: bytes) -> bytes | None:
+        """A digest of what is said under a key, once it is not `known`; None: it does not tell."""
+        timeout = self._config.watch_for + self._config.query_timeout
+        try:
+            return await self._stub(node, timeout).watch(key, kind, known)
+        except LatticaError as error:
+            if not isinstance(error, BusyError):
+                self._unanswered(node, error)
+            return None
 
     def is_suspect(self, peer: PeerId) -> bool:
         """Whether a peer failed to answer a moment ago and no link has come up since."""

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import msgspec
+
 from lattica.clock import Clock
 from lattica.config import DhtConfig
 from lattica.dht.keys import KEY_BYTES
 from lattica.dht.messages import FindReply, clean_addresses
 from lattica.dht.routing import PeerNode, Table
 from lattica.dht.storage import Kept, Storage
+from lattica.dht.watching import Watchers
 from lattica.errors import BadArgumentsError, RecordError
 from lattica.identity import grants, wire
 from lattica.identity.signed import Signed
 from lattica.rpc import Buffer, caller, method
+
+MAX_WAITING = 4096  # watches at a time; `DhtConfig.max_watches` says no before
 
 
 class DhtService:
@@ -27,6 +32,7 @@ class DhtService:
         *,
         addresses: Callable[[], tuple[str, ...]],
         seen: Callable[[PeerNode], None],
+        watchers: Watchers,
         config: DhtConfig,
         clock: Clock,
         counters: Counter[str],
@@ -36,6 +42,7 @@ class DhtService:
         self._storage = storage
         self._addresses = addresses
         self._seen = seen
+        self._watchers = watchers
         self._config = config
         self._clock = clock
         self._counters = counters
@@ -67,8 +74,7 @@ class DhtService:
     async def store(self, envelope: Signed, addresses: tuple[str, ...]) -> None:
         """Keep the caller's own record.
 
-        Only its author may store a record: grants are proven by a link, not by an envelope,
-        and nobody can bring back what an author has taken away.
+        Only its author may store a record so; see `hand_over` for what others may do.
 
         Raises:
             RecordError: see `Storage.store`.
@@ -78,6 +84,49 @@ class DhtService:
             self._counters["refused:author"] += 1
             raise RecordError("a record is stored by its author and by nobody else")
         self._storage.store(envelope, now=self._clock.time())
+
+    @method(scope=grants.CALL)
+    async def hand_over(self, records: Buffer, addresses: tuple[str, ...]) -> int:
+        """Keep what others have said, as a peer does that leaves; how many were kept.
+
+        `records` is MessagePack of a tuple of Signed. Signatures say who spoke, sequences what
+        is newest, and a tombstone lives as long as what it took back, so nothing can be
+        forged, and what an author has taken away is not believed where its word is known.
+
+        Raises:
+            RecordError: too many bytes, or not decodable.
+        """
+        self._note_caller(addresses)
+        if len(records.data) > self._config.max_transfer:
+            self._counters["refused:transfer"] += 1
+            raise RecordError(f"hand over at most {self._config.max_transfer} bytes at once")
+        try:
+            envelopes = wire.decode(bytes(records.data), tuple[Signed, ...])
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            self._counters["refused:transfer"] += 1
+            raise RecordError("these are no records") from None
+        kept = 0
+        now, sponsor = self._clock.time(), caller().peer
+        for envelope in envelopes:
+            try:
+                self._storage.store(envelope, now=now, sponsor=sponsor)
+            except RecordError:
+                continue  # counted there
+            kept += 1
+        return kept
+
+    @method(scope=grants.CALL, max_concurrency=MAX_WAITING)
+    async def watch(self, target: bytes, kind: str, known: bytes) -> bytes:
+        """A digest of what is said under a key, as soon as it is another than `known`.
+
+        After half a minute it is told in any case.
+
+        Raises:
+            BusyError: the caller watches too many keys here, or all do.
+        """
+        if len(target) != KEY_BYTES:
+            raise BadArgumentsError(f"a target is {KEY_BYTES} bytes, not {len(target)}")
+        return await self._watchers.wait(caller().peer, target, kind, known, self._clock.time())
 
     def _note_caller(self, addresses: tuple[str, ...]) -> PeerNode:
         call = caller()

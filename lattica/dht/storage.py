@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from lattica.config import DhtConfig
@@ -17,15 +18,17 @@ class Kept(NamedTuple):
 
     envelope: Signed
     record: Record
+    sponsor: PeerId | None = None  # who handed it over, if not its author
 
 
 class _Author:
-    """What is counted of one author: how many records, and how fast they come."""
+    """What is counted of one peer: its records, those it handed over, and how fast they come."""
 
-    __slots__ = ("at", "records", "tokens")
+    __slots__ = ("at", "records", "sponsored", "tokens")
 
     def __init__(self, tokens: float, at: float) -> None:
         self.records = 0
+        self.sponsored = 0
         self.tokens = tokens
         self.at = at
 
@@ -47,6 +50,8 @@ class Storage:
         self._count = 0
         self._bytes = 0
         self.counters: Counter[str] = Counter() if counters is None else counters
+        self.changed: Callable[[bytes], None] | None = None  # with the key
+        self.version = 0  # rises with every change
 
     def __len__(self) -> int:
         return self._count
@@ -56,15 +61,27 @@ class Storage:
         """Bytes of payload kept."""
         return self._bytes
 
-    def store(self, envelope: Signed, *, now: float, own: bool = False) -> Record:
+    def __iter__(self) -> Iterator[Kept]:
+        return iter([kept for slots in self._keys.values() for kept in slots.values()])
+
+    def store(
+        self,
+        envelope: Signed,
+        *,
+        now: float,
+        own: bool = False,
+        sponsor: PeerId | None = None,
+    ) -> Record:
         """Keep a record; the same one again is no error. `own` records know no limits.
+
+        With a `sponsor`, who hands over what another has said, the haste is the sponsor's.
 
         Raises:
             RecordError: forged, expired, oversized, mistyped, stale, replayed, or over a limit.
         """
         author = envelope.author
         if not own:
-            self._spend(author, now)
+            self._spend(sponsor or author, now)
         try:
             record = self._verifier.open(envelope, now=now)
         except RecordError:
@@ -85,9 +102,13 @@ class Storage:
                 raise self._refuse("stale", "a newer record of this author is kept already")
         if not own:
             self._check_room(author, slots, old, len(envelope.payload), now)
+            if sponsor is not None and (
+                self._state(sponsor, now).sponsored >= self._config.max_sponsored
+            ):
+                raise self._refuse("sponsor_full", f"{sponsor.short} has handed over too much")
         if old is not None:
             self._drop(record.key, slot)
-        self._keep(slot, Kept(envelope, record), now)
+        self._keep(slot, Kept(envelope, record, sponsor), now)
         return record
 
     def get(self, key: bytes, kind: str, *, now: float) -> list[Kept]:
@@ -113,7 +134,8 @@ class Storage:
         idle = [
             author
             for author, state in self._authors.items()
-            if state.records == 0 and self._refill(state, now) >= self._config.store_burst
+            if state.records == state.sponsored == 0
+            and self._refill(state, now) >= self._config.store_burst
         ]
         for author in idle:
             del self._authors[author]
@@ -165,8 +187,16 @@ class Storage:
     def _keep(self, slot: Slot, kept: Kept, now: float) -> None:
         self._keys.setdefault(kept.record.key, {})[slot] = kept
         self._state(slot[1], now).records += 1
+        if kept.sponsor is not None:
+            self._state(kept.sponsor, now).sponsored += 1
         self._count += 1
         self._bytes += len(kept.envelope.payload)
+        self._tell(kept.record.key)
+
+    def _tell(self, key: bytes) -> None:
+        self.version += 1
+        if self.changed is not None:
+            self.changed(key)
 
     def _drop(self, key: bytes, slot: Slot) -> None:
         slots = self._keys[key]
@@ -174,5 +204,8 @@ class Storage:
         if not slots:
             del self._keys[key]
         self._authors[slot[1]].records -= 1
+        if kept.sponsor is not None:
+            self._authors[kept.sponsor].sponsored -= 1
         self._count -= 1
         self._bytes -= len(kept.envelope.payload)
+        self._tell(key)
