@@ -58,12 +58,7 @@ class Silence:
         while True:
             moves = observer.moves
             for seconds in self._config.silences:
-                # A call that did not come in may have been lost, so one alone is not believed.
-                has_survived = await self._tells(seconds) or await self._tells(seconds)
-                if observer.moves != moves:
-                    break
-                observer.idled(seconds, has_survived)
-                if not has_survived:
+                if not await self._is_outlived(seconds, moves):
                     break
             await self._rest(moves)
 
@@ -99,6 +94,22 @@ class Silence:
                 return
             self._path.spray(datagram, [place])
             await anyio.sleep(BETWEEN)
+
+    async def _is_outlived(self, seconds: float, moves: int) -> bool:
+        """Find out and note it; False too if this is another network meanwhile.
+
+        A call that did not come in may have been lost, so one alone is not believed. But links are
+        heard of more often at once: a second look takes longer than such a router remembers.
+        """
+        observer = self._candidates.observer
+        for _ in range(2):
+            has_survived = await self._tells(seconds)
+            if observer.moves != moves:
+                return False
+            observer.idled(seconds, has_survived)
+            if has_survived:
+                return True
+        return False
 
     async def _rest(self, moves: int) -> None:
         for _ in range(int(self._config.silence_again / self._config.silence_pause)):

@@ -8,11 +8,12 @@ import pytest
 from lattica.errors import LatticaError
 from lattica.reach.messages import SERVICE
 from lattica.reach.service import ReachService
+from lattica.reach.silence import PACKETS
 from lattica.virtual_loop import VirtualLoop
 from tests.netlab.kinds import PORT_RESTRICTED, PUBLIC, Kind
 from tests.netlab.memory_lab import MemoryLab
 from tests.netlab.nat import Dependence, Packet, Ports, Translation
-from tests.reach.peers import lab_host, lab_peer, lab_relays, ready
+from tests.reach.peers import lab_host, lab_peer, lab_relays, ready, until
 
 pytestmark = pytest.mark.anyio
 
@@ -90,3 +91,32 @@ async def test_a_relay_calls_no_port_that_has_not_knocked_and_nobody_often() -> 
         assert refused >= 19  # the one that may pass is of a's own measurement
         assert not heard
         assert relay.reach.counters["call:refused"] == refused
+
+
+async def test_a_call_that_was_lost_once_is_not_believed_but_heeded() -> None:
+    """Links are heard of more often until a second look shows that the router still remembers."""
+    lab = MemoryLab(seed=8)
+    home = Kind(home=Translation(filtering=Dependence.ADDRESS_AND_PORT, timeout=60.0))
+    async with (
+        lab_relays(lab) as relays,
+        lab_peer(lab_host(lab, home), "a", relays=relays) as a,
+    ):
+        await ready(a)
+        calls = 0
+        arrived = a.host.arrived
+
+        def tap(packet: Packet, data: bytes) -> None:
+            nonlocal calls
+            if packet.target[1] != 4242:
+                calls += 1
+                if calls <= PACKETS:
+                    return
+            arrived(packet, data)
+
+        a.host.arrived = tap  # type: ignore[method-assign]
+        observer = a.reach.candidates.observer
+        await until(lambda: observer.safe_silence < 12.0, 60.0)
+        assert calls == PACKETS
+        await until(lambda: observer.safe_silence == float("inf"), 60.0)
+        await anyio.sleep(400.0)
+        assert a.reach.report.lifetime == 40
