@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
@@ -13,7 +13,7 @@ from lattica.path import addresses as text
 from lattica.path.combined import CombinedPath
 from lattica.path.tcp import TcpPath
 from lattica.path.udp import UdpPath
-from tests.netlab.kinds import Kind
+from tests.netlab.kinds import PUBLIC, Kind
 from tests.netlab.lab import Lab, LabHost
 from tests.reach.peers import ACCESS, ReachPeer, running
 
@@ -108,6 +108,40 @@ async def real_relays(
             )
             for number in range(count)
         ]
+
+
+@asynccontextmanager
+async def real_crowd(
+    kinds: Sequence[str], *, seed: int, relays: int = 2, config: Config | None = None
+) -> AsyncIterator[tuple[list[RealPeer], list[RealPeer]]]:
+    """Peers at sites of these kinds, in a lab of their own, and public relays.
+
+    `config` is the relays'. What goes wrong is raised as it is, not inside a group for each peer.
+    """
+    failure: Exception | None = None
+    async with AsyncExitStack() as stack:
+        lab = await stack.enter_async_context(Lab(seed=seed))
+        found = await stack.enter_async_context(real_relays(lab, relays, config=config))
+        peers: list[RealPeer] = []
+        for number, kind in enumerate(kinds):
+            host = await real_host(lab, kind)
+            made = real_peer(host, f"{number}", relays=found, listens_tcp=kind == PUBLIC)
+            peers.append(await stack.enter_async_context(made))
+        try:
+            yield peers, found
+        except Exception as error:
+            failure = next(leaves(error))
+    if failure is not None:
+        raise failure
+
+
+def leaves(error: Exception) -> Iterator[Exception]:
+    """What is inside groups of exceptions."""
+    if isinstance(error, ExceptionGroup):
+        for each in error.exceptions:
+            yield from leaves(each)
+    else:
+        yield error
 
 
 async def real_host(lab: Lab, kind: str | Kind, *, ipv6: bool = False) -> LabHost:

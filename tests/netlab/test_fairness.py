@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import statistics
-from contextlib import AsyncExitStack
 
 import anyio
 import pytest
@@ -16,13 +15,12 @@ from lattica.reach.forwarding import OVER_RATE
 from lattica.reach.sessions import RelayStats, Traffic
 from lattica.rpc import Buffer
 from tests.netlab.kinds import SYMMETRIC_RANDOM
-from tests.netlab.lab import Lab
-from tests.netlab.reach_peers import RealPeer, real_host, real_peer, real_relays
+from tests.netlab.reach_peers import RealPeer, real_crowd
 from tests.reach.peers import until
 from tests.reach.test_matrix import is_relayed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netlab]
-PEERS = 15  # each with a session to each other: 105
+AT_ONCE = 8  # dials
 LIMITS = RelayConfig(rate=1.5e6, rate_per_peer=1.5e6, burst=200_000, min_burst=8_000)
 GREED = 2.0  # times all that the relay may forward
 DATAGRAM = 1180  # bytes
@@ -32,22 +30,27 @@ CALL_EVERY = 1.0  # seconds, of each modest pair
 BODY = Buffer(bytes(800))
 
 
+@pytest.mark.parametrize("count", [7, pytest.param(15, marks=pytest.mark.slow)])
 @pytest.mark.timeout(120)
-async def test_a_greedy_pair_takes_only_what_a_hundred_others_leave() -> None:
-    """It keeps to no congestion control at all; none of their frames is dropped for it."""
-    async with AsyncExitStack() as stack:
-        lab = await stack.enter_async_context(Lab(seed=4))
-        relays = await stack.enter_async_context(real_relays(lab, 1, config=Config(relay=LIMITS)))
+async def test_a_greedy_pair_takes_only_what_the_others_leave(count: int) -> None:
+    """It keeps to no congestion control; no frame of anybody else is dropped for it.
+
+    Each peer has a session to each other: 21, or 105.
+    """
+    kinds = [SYMMETRIC_RANDOM] * count
+    async with real_crowd(kinds, seed=4, relays=1, config=Config(relay=LIMITS)) as (peers, relays):
         (relay,) = relays
-        peers: list[RealPeer] = []
-        for number in range(PEERS):
-            made = real_peer(await real_host(lab, SYMMETRIC_RANDOM), f"{number}", relays=relays)
-            peers.append(await stack.enter_async_context(made))
         await until(lambda: all(each.reach.relays for each in peers), 30.0)
         pairs = list(itertools.combinations(peers, 2))
+        room = anyio.CapacityLimiter(AT_ONCE)
+
+        async def dial(a: RealPeer, b: RealPeer) -> None:
+            async with room:
+                await a.dial(b)
+
         async with anyio.create_task_group() as tasks:
             for a, b in pairs:
-                tasks.start_soon(a.dial, b)
+                tasks.start_soon(dial, a, b)
         assert all(is_relayed(a, b) for a, b in pairs)
         (one, other), *modest = pairs
         took: list[float] = []
@@ -96,10 +99,10 @@ async def test_a_greedy_pair_takes_only_what_a_hundred_others_leave() -> None:
         f" median {statistics.median(took) * 1000:.0f} ms, slowest {max(took) * 1000:.0f} ms;"
         f" {too_many} frames dropped, {lost} of others"
     )
-    assert len(others(after)) >= 200
+    assert len(others(after)) >= 2 * len(modest)  # each way
     assert len(took) == len(modest) * int(LONG / CALL_EVERY)
     assert too_many > 1000
     assert passed <= LIMITS.rate * lasted + LIMITS.burst
-    assert passed - used >= 0.25 * (LIMITS.rate * lasted - used)  # in bursts, so not all of it
+    assert passed - used >= 0.1 * (LIMITS.rate * lasted - used)  # in bursts, so not all of it
     assert lost == 0
     assert statistics.median(took) < 0.3

@@ -6,15 +6,12 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import AsyncExitStack
 
 import anyio
 import pytest
 
 from lattica.errors import LatticaError
-from tests.netlab.kinds import PUBLIC
-from tests.netlab.lab import Lab
-from tests.netlab.reach_peers import RealPeer, known, real_host, real_peer, real_relays
+from tests.netlab.reach_peers import RealPeer, known, real_crowd
 from tests.netlab.test_reach import check_claims
 from tests.reach.peers import ready
 from tests.reach.population import draw, meet
@@ -30,18 +27,7 @@ TOGETHER = 4  # pairs
 async def test_a_population_is_linked_and_as_direct_as_its_networks_allow(sites: int) -> None:
     drawn = draw(sites, SEED)
     possible = sum(limit(one, other) > 0 for one, other in itertools.combinations(drawn, 2))
-    async with AsyncExitStack() as stack:
-        lab = await stack.enter_async_context(Lab(seed=SEED))
-        relays = await stack.enter_async_context(real_relays(lab, 3))
-        peers: list[RealPeer] = []
-        for number, kind in enumerate(drawn):
-            made = real_peer(
-                await real_host(lab, kind),
-                f"{number}",
-                relays=relays,
-                listens_tcp=kind == PUBLIC,
-            )
-            peers.append(await stack.enter_async_context(made))
+    async with real_crowd(drawn, seed=SEED, relays=3) as (peers, relays):
         await ready(*peers)
         outcome = await meet(peers, drawn, SEED, enough=possible)
         print(outcome, f"{outcome.share:.1%} direct, {possible} can be")

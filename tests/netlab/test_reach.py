@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import anyio
 import msgspec
@@ -20,6 +20,7 @@ from tests.netlab.lab import Lab
 from tests.netlab.reach_peers import (
     RealPeer,
     known,
+    leaves,
     real_host,
     real_peer,
     real_relays,
@@ -102,7 +103,7 @@ async def check(pairs: Sequence[tuple[str, str]]) -> list[Row]:
                 try:
                     await tried(lab, relays, row, number)
                 except Exception as error:
-                    row.fault = "; ".join(map(repr, _leaves(error)))
+                    row.fault = "; ".join(map(repr, leaves(error)))
                 row.took = time.monotonic() - began
                 rows.append(row)
                 print(row, flush=True)
@@ -146,14 +147,6 @@ async def tried(lab: Lab, relays: Sequence[RealPeer], row: Row, number: int) -> 
         if row.direct is None and not is_relayed(a, b):
             row.direct = anyio.current_time() - began  # better than was thought possible
         await check_claims(relays, a, b)
-
-
-def _leaves(error: Exception) -> Iterator[Exception]:
-    if isinstance(error, ExceptionGroup):
-        for each in error.exceptions:
-            yield from _leaves(each)
-    else:
-        yield error
 
 
 async def check_claims(relays: Sequence[RealPeer], a: RealPeer, b: RealPeer) -> None:
