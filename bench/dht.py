@@ -8,7 +8,6 @@ on loopback; their reference is hivemind's figure, measured earlier and not besi
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import secrets
 import statistics
@@ -64,8 +63,7 @@ class Cost(msgspec.Struct, frozen=True):
 
 def simulate(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     """Run on a virtual clock."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(main())
+    return anyio.run(main, backend_options={"loop_factory": VirtualLoop})
 
 
 async def churn(peers: int, *, minutes: int, seed: int = 1) -> Found:

@@ -69,7 +69,8 @@ class World:
     def __init__(self, *, seed: int = 1, loss: float = 0.0, config: DhtConfig | None = None):
         self.random = random.Random(seed)
         self.loss = loss
-        self.config = config or DhtConfig()
+        # Rounds of upkeep are rarer than the product's: most find nothing to do, and cost time.
+        self.config = config or DhtConfig(maintain_every=20.0)
         self.clock: Clock = LoopClock()
         self.peers: dict[PeerId, SimPeer] = {}
         self.sides: dict[PeerId, int] | None = None  # while the network is cut

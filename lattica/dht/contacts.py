@@ -23,6 +23,11 @@ class ContactFile:
         self._path = None if directory is None else directory / NAME
         self._saved: tuple[Contact, ...] = ()
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a directory."""
+        return self._path is not None
+
     def load(self) -> tuple[Contact, ...]:
         """The contacts of the last run; none if there is no file, or it cannot be read.
 

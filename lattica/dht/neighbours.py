@@ -245,6 +245,8 @@ class Neighbours:
 
     def save(self) -> None:
         """Keep the contacts for the next run."""
+        if not self._contacts.is_kept:
+            return
         try:
             self._contacts.save([node.contact for node in self.table])
         except OSError:
