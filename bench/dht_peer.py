@@ -10,7 +10,7 @@ import sys
 
 import anyio
 
-from bench.mesh import Where, link_config, member
+from bench.mesh import Where, engines, link_config, member
 from lattica.dht import Dht
 from lattica.identity import wire
 from lattica.identity.keys import Identity
@@ -20,7 +20,10 @@ from lattica.identity.tickets import Contact
 async def main(authority: str, entry: str = "") -> None:
     """Be a peer."""
     async with (
-        member(Identity(bytes.fromhex(authority)), link_config("aioquic")) as (links, rpc),
+        member(Identity(bytes.fromhex(authority)), link_config(engines("both")[-1])) as (
+            links,
+            rpc,
+        ),
         Dht(rpc, links.identity, addresses=lambda: links.addresses) as dht,
     ):
         dht.register_kind("note", bytes)

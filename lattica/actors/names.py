@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from lattica.identity import grants
 from lattica.identity.keys import PeerId
 from lattica.rpc import Rpc, method
 
+log = logging.getLogger(__name__)
 ACTOR = "actor"
 ASK_TIMEOUT = 5.0  # seconds
 MAX_CLAIMS = 16  # of one name, looked at
@@ -83,8 +85,8 @@ class Names:
             ACTOR, NameClaim, check=lambda author, _, claim: owner_of(claim.actor) == author
         )
 
-    async def claim(self, name: str, actor: ActorId) -> None:
-        """Take a name for an actor that is ours.
+    async def claim(self, name: str, actor: ActorId) -> float:
+        """Take a name for an actor that is ours; since when, for `hold`.
 
         Raises:
             NameTakenError: a live actor holds it.
@@ -98,6 +100,23 @@ class Names:
         except NameTakenError:
             await self.give_up(name)
             raise
+        return since
+
+    async def hold(self, name: str, actor: ActorId, since: float) -> str:
+        """Keep a name that was claimed; returns when it is lost, with why.
+
+        Two may have claimed it where neither could see the other, in two halves of a mesh.
+        When these meet again, the records do, and the later claim gives way.
+        """
+        async for _ in self._dht.watch(dht_key(ACTOR, name), ACTOR, NameClaim):
+            try:
+                await self._require_free(name, actor, since)
+            except NameTakenError as error:
+                await self.give_up(name)
+                return str(error)
+            except LatticaError as error:
+                log.debug("the name %r could not be looked up: %s", name, error)
+        raise AssertionError("a watch does not end")
 
     async def give_up(self, name: str) -> None:
         """The name is free again."""

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+import anyio
 import anyio.abc
 import msgspec
 
@@ -58,7 +59,9 @@ class OwnedActor:
         self.building: Lease | None = None  # where its constructor runs now
         self.restarts = 0  # so far, in place and elsewhere
         self.failure: Failure | None = None  # set once it is gone for good
+        self.name = spec.name  # empty when it was lost to an earlier claim
         self.named = False
+        self.holding = anyio.CancelScope()  # its name
         self.killed = False
         self._settled = asyncio.Event()  # it has a host, or it is gone for good
 
@@ -103,7 +106,7 @@ class OwnedActor:
             owner=spec.owner,
             host=self.host or spec.owner,
             class_name=spec.class_name,
-            name=spec.name,
+            name=self.name,
             methods=spec.methods,
             signatures=spec.signatures,
             max_task_retries=spec.max_task_retries,
@@ -203,14 +206,25 @@ class Supervisor:
     async def _create(self, actor: OwnedActor) -> None:
         spec = actor.spec
         if spec.name:
-            await self._names.claim(spec.name, spec.actor)
+            since = await self._names.claim(spec.name, spec.actor)
             actor.named = True
+            self._tasks.start_soon(self._hold_name, actor, since)
         failure = await self._arguments.dependencies(spec.arg_refs)
         if failure is None:
             failure = await self._place(actor, spec)
         if failure is not None:
             await self._end(actor, failure)
             raise carrier_of(failure)
+
+    async def _hold_name(self, actor: OwnedActor, since: float) -> None:
+        """Until the actor is gone, or an earlier claim to its name turns up: then it has none.
+
+        It lives on for those who hold its handle.
+        """
+        with actor.holding:
+            why = await self._names.hold(actor.spec.name, actor.spec.actor, since)
+            actor.name, actor.named = "", False
+            log.warning("actor %s has lost its name: %s", actor.spec.class_name, why)
 
     async def _place(
         self, actor: OwnedActor, spec: ActorSpec, avoid: frozenset[PeerId] = frozenset()
@@ -301,6 +315,7 @@ class Supervisor:
 
     async def _end(self, actor: OwnedActor, failure: Failure) -> None:
         actor.gone(failure)
+        actor.holding.cancel()
         if actor.named:
             actor.named = False
             try:

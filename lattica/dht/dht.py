@@ -266,8 +266,8 @@ class Dht:
         """`get` now, and again whenever an author or a value has come, changed or gone.
 
         Some of those who keep the records tell of changes at once. What they miss is seen
-        by looking every `every` seconds, half a minute by default; a mere renewal of a record
-        is no change.
+        by looking every `every` seconds, `DhtConfig.place_every` by default; a mere renewal of
+        a record is no change.
         """
         last: dict[PeerId, T] | None = None
         digests: dict[PeerId, bytes] = {}
@@ -277,7 +277,7 @@ class Dht:
             if values != last:
                 last = values
                 yield merge.found(type)
-            await self._until_changed(key, kind, nodes, digests, every or self._config.watch_for)
+            await self._until_changed(key, kind, nodes, digests, every or self._config.place_every)
 
     async def _until_changed(
         self,
@@ -292,14 +292,21 @@ class Dht:
         `digests` holds what each said last; who has not been asked yet answers at once.
         """
 
+        left = len(nodes[: self._config.watches])
+
         async def ask(node: PeerNode) -> None:
-            known = digests.get(node.peer, b"")
-            said = await self.neighbours.protocol.call_watch(node, key, kind, known)
-            if said is None:
-                return
-            digests[node.peer] = said
-            if said != known:
-                waiting.cancel_scope.cancel()
+            nonlocal left
+            known = said = digests.get(node.peer, b"")
+            while said == known:
+                answer = await self.neighbours.protocol.call_watch(node, key, kind, known)
+                if answer is None:
+                    left -= 1
+                    if left:
+                        return
+                    await anyio.sleep(1.0)  # nobody tells any more: see who is there now
+                    break
+                said = digests[node.peer] = answer
+            waiting.cancel_scope.cancel()
 
         async def listen() -> None:
             now = self._clock.time()

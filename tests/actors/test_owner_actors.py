@@ -24,6 +24,7 @@ from lattica.errors import (
     TaskCancelledError,
     TaskError,
 )
+from lattica.identity.tickets import Contact
 from tests.actors.mesh import mesh_of, ready, until
 
 pytestmark = pytest.mark.anyio
@@ -383,3 +384,29 @@ async def test_nodes_lists_the_living(tmp_path: Path) -> None:
             assert resources["CPU"] == 6.0
             await mesh["b"].vanish()
             assert {node.name for node in await core.nodes()} == {"a", "c"}
+
+
+async def test_two_halves_of_a_mesh_that_gave_one_name_twice_agree_when_they_meet_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with mesh_of(tmp_path, "a", "b") as mesh:
+        a, b = mesh["a"], mesh["b"]
+        mesh.network.partition(a.peer, b.peer)
+        with a.driver(), anyio.fail_after(LIMIT):
+            first = Counter.options(name="x", peer=a.peer).remote(10)
+            assert await first.add.remote() == 11
+        with b.driver(), anyio.fail_after(LIMIT):
+            second = Counter.options(name="x", peer=b.peer).remote(20)
+            assert await second.add.remote() == 21
+            assert await (await find("x")).add.remote() == 22
+            mesh.network.heal(a.peer, b.peer)
+            for member, other in ((a, b), (b, a)):
+                await member.dht.bootstrap([Contact(other.peer, ("there:1",))])
+            while (found := await find("x"))._info.owner != a.peer:
+                await anyio.sleep(0.05)
+            assert await found.add.remote() == 12
+            while "has lost its name" not in caplog.text:
+                await anyio.sleep(0.05)
+            assert await second.add.remote() == 23  # whoever has its handle still has it
+        with a.driver(), anyio.fail_after(LIMIT):
+            assert await (await find("x")).add.remote() == 13
