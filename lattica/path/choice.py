@@ -46,3 +46,16 @@ def is_needless(way: Way, current: Way, since: float, now: float, timers: WayTim
         and current.is_alive
         and now - since >= timers.retire_after
     )
+
+
+def dispensable(ways: Iterable[Way], current: Way, *, is_named: bool) -> Way | None:
+    """What goes where there are too many, so that a new way, `is_named` or not, can be tried.
+
+    The oldest that was tried in vain so far, or else, for a named one, the worst direct one.
+    """
+    known = tuple(ways)
+    for way in known:
+        if not way.is_proven and (is_named or not way.is_named):
+            return way
+    spare = [way for way in known if way.kind is WayKind.DIRECT and way is not current]
+    return max(spare, key=rank) if is_named and spare else None

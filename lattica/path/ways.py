@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from lattica.path.choice import better, is_needless, rank
+from lattica.path.choice import better, dispensable, is_needless, rank
+from lattica.path.doubt import Doubt
+from lattica.path.following import Following
 from lattica.path.interface import VirtualAddress
 from lattica.path.mtu import BASE, NEVER, MtuSearch
 from lattica.path.probes import OVERHEAD, Flags, Kind, Prober, Received
@@ -73,13 +75,10 @@ class Ways:
         self._ways: dict[VirtualAddress, Way] = {}
         self._sizing: dict[int, Way] = {}  # probes for sizes, by sequence
         self._sprayed: dict[int, float] = {}  # probes sent to many addresses, and until when
-        self._is_used = False  # packets have left since the way in use was last confirmed
-        self._used_since = NEVER  # the first look at the clock that found it so
-        self._looked = now
+        self._doubt = Doubt(self._timers, now)
         self._chosen: VirtualAddress | None = None  # what the dialer last said it uses
         self._is_stranded = False
-        self._follows = float(self._timers.follow_burst)
-        self._follows_at = now
+        self._following = Following(self._timers, now)
         self.switches = 0
         self._switched = now
         way = Way(first, kind, True, now, NEVER, NEVER, is_proven=True, answered=now)
@@ -125,8 +124,11 @@ class Ways:
                 way.next_at = min(way.next_at, now)
                 self.due = min(self.due, now)
             return
-        if len(self._ways) >= MAX_WAYS and not self._make_room(is_named):
-            return
+        if len(self._ways) >= MAX_WAYS:
+            least = dispensable(self._ways.values(), self._current, is_named=is_named)
+            if least is None:
+                return
+            self._remove(least)
         kind = self._kinds(address) if kind is None else kind
         way = Way(address, kind, is_named, now, until, now)
         self._ways[address] = way
@@ -166,14 +168,14 @@ class Ways:
 
     def sent(self, size: int) -> bool:
         """The link has sent packets, the largest of `size`; whether `due` came closer."""
-        if self._is_used and size < BASE:
+        if self._doubt.is_used and size < BASE:
             return False
         search = self._current.search
         if search is not None and size >= BASE and not search.is_used:
             search.used()
-        elif self._is_used:
+        elif self._doubt.is_used:
             return False
-        self._is_used = True
+        self._doubt.is_used = True
         before = self.due
         self._set_due()
         return self.due < before
@@ -217,7 +219,7 @@ class Ways:
         """Look at the clock; `heard` is when the link last heard of the other end."""
         orders: Orders = []
         self._expire(now)
-        if heard is not None and self.is_watched and self._is_used:
+        if heard is not None and self.is_watched and self._doubt.is_used:
             self._watch(now, heard)
         for way in tuple(self._ways.values()):
             if way.next_at <= now:
@@ -253,44 +255,16 @@ class Ways:
             self._follow(now)
 
     def _may_follow(self, now: float) -> bool:
-        """Whether to try a place only because the other end was seen there.
-
-        Where each remote sees another port, every probe to a new one opens a new one here: two such
-        ends that let strangers in would chase each other's ports for ever.
-        """
-        earned = (now - self._follows_at) / self._timers.follow_every
-        self._follows = min(self._timers.follow_burst, self._follows + earned)
-        self._follows_at = now
-        if self._follows < 1.0:
-            return self._current.misses > 0  # it may have moved
-        self._follows -= 1.0
-        return True
+        """Whether to try a place only because the other end was seen there."""
+        return self._following.take(now) or self._current.misses > 0  # it may have moved
 
     def _watch(self, now: float, heard: float) -> None:
         """Packets leave: see to it that the way in use is known to carry them."""
         current = self._current
-        if self._is_asked(current, now):
-            return
-        self._looked = now
-        self._used_since = min(self._used_since, now)
-        if len(self._ways) == 1 and (
-            heard > self._used_since or now - heard < self._timers.silence
-        ):
-            # What is heard has answered what was sent, for both took the only way there is. (And
-            # what has left since is looked at again when more does, or the link asks for a beat.)
-            self._rest()
-            return
-        unsure = now - current.answered
-        silence = min(unsure, now - heard, now - self._used_since)
-        if silence >= self._timers.silence or (
-            len(self._ways) > 1 and unsure >= self._timers.confirm_every
+        if not self._is_asked(current, now) and self._doubt.grows(
+            current, now, heard, is_only=len(self._ways) == 1
         ):
             current.next_at = now
-
-    def _rest(self) -> None:
-        """All that was sent has arrived, or there is a new way."""
-        self._is_used = False
-        self._used_since = NEVER
 
     def _follow(self, now: float) -> None:
         """The acceptor's part: send where the dialer does, if packets pass there."""
@@ -338,7 +312,7 @@ class Ways:
             way.observed = received.observed
             self._events.observed(way)
         if way is self._current:
-            self._rest()
+            self._doubt.rest()
             self._is_stranded = False
         way.next_at = NEVER if way is self._current else now + self._timers.standby_every
 
@@ -400,7 +374,7 @@ class Ways:
         self.current = way.address
         self.switches += 1
         self._switched = now
-        self._rest()
+        self._doubt.rest()
         self._is_stranded = False
         if old.misses < self._timers.misses:
             old.next_at = now + self._timers.standby_every
@@ -449,28 +423,11 @@ class Ways:
     def _is_asked(self, way: Way, now: float) -> bool:
         return bool(way.flying) or way.next_at <= now
 
-    def _make_room(self, is_named: bool) -> bool:
-        """Drop the oldest way that was tried in vain so far, or else the worst direct one."""
-        for way in self._ways.values():
-            if not way.is_proven and (is_named or not way.is_named):
-                self._remove(way)
-                return True
-        spare = [
-            way
-            for way in self._ways.values()
-            if way.kind is WayKind.DIRECT and way is not self._current
-        ]
-        if not is_named or not spare:
-            return False
-        self._remove(max(spare, key=rank))
-        return True
-
     def _remove(self, way: Way) -> None:
         if self._ways.pop(way.address, None) is not None:
             self._events.closed(way)
 
     def _set_due(self) -> None:
-        timers = self._timers
         due = NEVER
         for way in self._ways.values():
             due = min(due, way.next_at, _first(overdue for _, overdue in way.flying.values()))
@@ -479,8 +436,8 @@ class Ways:
         current = self._current
         if current.search is not None:
             due = min(due, current.search.due)
-        if self.is_watched and self._is_used and not current.flying:
-            due = min(due, max(current.answered + timers.silence, self._looked + timers.try_fast))
+        if self.is_watched:
+            due = min(due, self._doubt.due(current))
         self.due = due
 
 
