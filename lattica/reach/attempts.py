@@ -65,8 +65,7 @@ class Attempts:
                     await care.wake.wait()
 
     async def follow(self, care: Care, order: Order) -> None:
-        """Try once, as the dialer has ordered. The acceptor's part."""
-        care.is_punching = True
+        """Try once, as the dialer has ordered; it is claimed. The acceptor's part."""
         try:
             # Bounded by the puncher's limits, and it looks whether the link is still open.
             await self._puncher.run(
@@ -87,8 +86,8 @@ class Attempts:
         except (LatticaError, TimeoutError) as error:
             log.debug("%s was not told of new addresses: %s", peer.short, error)
 
-    def admit(self, care: Care, punch: Punch) -> None:
-        """Look whether an attempt may begin now.
+    def claim(self, care: Care, punch: Punch) -> None:
+        """An attempt is about to begin. Orders may come together, so it counts from now on.
 
         Raises:
             BusyError: one with this link runs already, or too many that guess do.
@@ -97,6 +96,7 @@ class Attempts:
             raise BusyError("an attempt runs already", retry_after=self._config.punch_time)
         if needs_room(punch) and self._puncher.is_busy:
             raise BusyError("other attempts run here", retry_after=self._config.punch_time)
+        care.is_punching = True
 
     # ------------------------------------------------------------------ inside
 
@@ -116,9 +116,8 @@ class Attempts:
         if is_direct(steering):
             return self._config.upgrade_max
         punch = plan(mine.report, theirs.report)
-        self.admit(care, punch)
+        self.claim(care, punch)
         refused: list[Exception] = []
-        care.is_punching = True
         try:
             ok = False
             async with anyio.create_task_group() as tasks:

@@ -154,7 +154,7 @@ class Upgrades:
         care = self._care(peer)
         if care is None or self._tasks is None:
             return
-        self._attempts.admit(care, order.punch)
+        self._attempts.claim(care, order.punch)
         care.learn(order.news)
         self._start(self._attempts.follow, care, order)
 

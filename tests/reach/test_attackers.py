@@ -8,9 +8,12 @@ import anyio
 import msgspec
 import pytest
 
+from lattica.errors import BusyError
 from lattica.path.interface import PROBE, PROBE_REPLY
-from lattica.reach.messages import News
+from lattica.reach.messages import SERVICE, News, Order
+from lattica.reach.plan import plan
 from lattica.reach.report import Mapping, NatReport, Ports
+from lattica.reach.service import ReachService
 from lattica.virtual_loop import VirtualLoop
 from tests.netlab.kinds import PORT_RESTRICTED, PUBLIC, SYMMETRIC_RANDOM
 from tests.netlab.memory_lab import MemoryLab, MemorySocket
@@ -77,6 +80,39 @@ async def test_a_victims_address_gets_a_few_small_packets(
         assert 0 < victim.packets <= FEW * attempts
         assert victim.bytes < 4_000
         await b.check_transfer(liar)
+
+
+async def test_orders_that_come_together_are_one_attempt() -> None:
+    lab = MemoryLab(seed=5)
+    victim = Victim(lab)
+    async with (
+        lab_relays(lab) as relays,
+        lab_peer(lab_host(lab, SYMMETRIC_RANDOM), "liar", relays=relays) as liar,
+        lab_peer(lab_host(lab, PORT_RESTRICTED), "b", relays=relays) as b,
+    ):
+        await ready(liar, b)
+        lie(liar, victim, NatReport(public=(victim.address(),)))
+        await liar.dial(b)
+        await anyio.sleep(4.0)  # between two of the liar's usual attempts
+        before, taken = victim.packets, 0
+        stub = liar.rpc.client(b.id, ReachService, SERVICE, timeout=5.0)
+        news = liar.reach.candidates.news()
+        order = Order(plan(news.report, b.reach.report), news)
+
+        async def punch() -> None:
+            nonlocal taken
+            try:
+                await stub.punch(order)
+                taken += 1
+            except BusyError:
+                pass
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(100):
+                tasks.start_soon(punch)
+        await anyio.sleep(1.0)
+        assert taken == 1
+        assert victim.packets - before <= FEW
 
 
 async def test_a_flood_of_probes_and_frames_costs_no_calls() -> None:
