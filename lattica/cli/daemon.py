@@ -14,6 +14,7 @@ import msgspec
 
 from lattica.cli import control
 from lattica.cli.advice import Network, RelayFinding
+from lattica.cli.block_work import BlockWork
 from lattica.cli.options import add_peer, home_of, peer_options
 from lattica.cli.output import console, offers, print_json
 from lattica.cli.paths import kind_of, path_of
@@ -151,6 +152,17 @@ class Responder:
         if question.what == "measure":
             return await self._probing.measure(question.peer, question.figure, question.seconds)
         return self._invite(question.valid_for)
+
+    async def work(self, question: control.Ask, tell: control.Tell) -> control.Report:
+        """What may take long: operations on blocks.
+
+        Raises:
+            LatticaError: see `BlockWork`.
+        """
+        quota = None if question.quota < 0 else question.quota
+        return await BlockWork(self._peer.blocks)(
+            question.op, question.manifest, question.path, quota, tell
+        )
 
     async def _status(self) -> StatusReport:
         peer, info = self._peer, self._peer.host.node_info()

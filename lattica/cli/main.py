@@ -11,7 +11,7 @@ from types import ModuleType
 
 import anyio
 
-from lattica.cli import daemon, doctor, measure, queries
+from lattica.cli import blocks, daemon, doctor, measure, queries
 from lattica.errors import LatticaError
 
 COMMANDS = {
@@ -22,6 +22,7 @@ COMMANDS = {
     "peers": ("the peers of the mesh", queries.register_peers),
     "doctor": ("what this network is, and what would make it better", doctor.register_doctor),
     "ping": ("how long small messages to a peer take", measure.register_ping),
+    "blocks": ("files and folders by their content", blocks.register_blocks),
     "bench": ("how fast the link to a peer is, and what limits it", measure.register_bench),
 }
 # `serving` stands above lattica, so it is named here and not imported.

@@ -54,3 +54,12 @@ def offers(total: Mapping[str, float], available: Mapping[str, float] | None = N
 def milliseconds(value: float | None) -> str:
     """A round-trip time for a table."""
     return "-" if value is None else f"{value:.1f} ms"
+
+
+def size_text(size: float) -> str:
+    """Bytes for people: `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError

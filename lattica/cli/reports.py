@@ -93,3 +93,29 @@ class SpeedReport(msgspec.Struct, frozen=True, kw_only=True):
     lost: int  # of our packets meanwhile
     sent: int
     link: LinkReport
+
+
+class ManifestReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What one id of the block store names. Sizes in bytes."""
+
+    id: str
+    files: int
+    name: str  # of the file, if it is one
+    size: int
+    here: int
+    is_pinned: bool
+    used: float  # seconds since the Unix epoch
+
+
+class BlocksReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operation on blocks has done. Sizes in bytes."""
+
+    manifests: list[ManifestReport] = []
+    seconds: float = 0.0  # of a fetch
+    held: int = 0  # that a fetch did not have to move
+    provided: dict[str, int] = {}  # that came, by peer
+    gone: list[str] = []  # manifests that were deleted
+    blocks: int = 0  # deleted, or found good
+    size: int = 0  # of those
+    damaged: int = 0
+    missing: int = 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,6 +39,7 @@ from lattica.store.manifest import (
     to_hash,
     to_id,
 )
+from lattica.store.sweeping import Held, Swept, Verified, listing, sweep, verify
 
 KIND = "provider"
 RETRY_EVERY = 5.0  # seconds between attempts to announce
@@ -167,11 +170,12 @@ class Blocks:
         """
         started = time.monotonic()
         source = _Source(self, manifest_id, providers)
-        manifest = await source.manifest()
-        chosen = manifest.select(None if files is None else list(files))
-        report = await self._fetch_blocks(source, chosen, progress, copies=2)
-        async with self._exporting:
-            await anyio.to_thread.run_sync(self._store.export, chosen, Path(dest))
+        async with self._using(manifest_id):
+            manifest = await source.manifest()
+            chosen = manifest.select(None if files is None else list(files))
+            report = await self._fetch_blocks(source, chosen, progress, copies=2)
+            async with self._exporting:
+                await anyio.to_thread.run_sync(self._store.export, chosen, Path(dest))
         report.seconds = time.monotonic() - started
         return Path(dest)
 
@@ -184,14 +188,15 @@ class Blocks:
             StoreError: see `fetch`, or the manifest has several files.
         """
         source = _Source(self, manifest_id, providers)
-        manifest = await source.manifest()
-        if len(manifest.files) != 1:
-            raise StoreError(f"{manifest_id} has {len(manifest.files)} files; use fetch()")
-        await self._fetch_blocks(source, list(manifest.files), progress, copies=1)
-        blocks = [block.hash for block in manifest.files[0].blocks]
-        return await anyio.to_thread.run_sync(
-            lambda: b"".join(self._store.read(digest) for digest in blocks)
-        )
+        async with self._using(manifest_id):
+            manifest = await source.manifest()
+            if len(manifest.files) != 1:
+                raise StoreError(f"{manifest_id} has {len(manifest.files)} files; use fetch()")
+            await self._fetch_blocks(source, list(manifest.files), progress, copies=1)
+            blocks = [block.hash for block in manifest.files[0].blocks]
+            return await anyio.to_thread.run_sync(
+                lambda: b"".join(self._store.read(digest) for digest in blocks)
+            )
 
     async def manifest(self, manifest_id: str, providers: Sequence[PeerId] = ()) -> Manifest:
         """The manifest behind an id, from here or from a provider.
@@ -233,16 +238,60 @@ class Blocks:
         """Where the bytes of the last fetch of a manifest came from."""
         return self._reports.get(manifest_id)
 
+    async def listing(self) -> list[Held]:
+        """What is here, whole or in part, most recently used first."""
+        return await anyio.to_thread.run_sync(listing, self._store)
+
+    async def pin(self, manifest_id: str, *, pinned: bool = True) -> None:
+        """Keep it whatever room `collect` makes, or do so no more.
+
+        Raises:
+            BlockMissingError: it is not here.
+        """
+        digest = to_hash(manifest_id)
+        await anyio.to_thread.run_sync(partial(self._store.pin, digest, pinned=pinned))
+
+    async def collect(self, quota: int | None = None) -> Swept:
+        """Delete the least recently used until what is kept is `quota` bytes.
+
+        What is pinned, or used by any process, stays. With None only blocks that no manifest
+        names are deleted.
+        """
+        swept = await anyio.to_thread.run_sync(sweep, self._store, quota)
+        for digest in swept.manifests:
+            await self._forget(to_id(digest))
+        return swept
+
+    async def verify(self, manifest_id: str | None = None) -> Verified:
+        """Read every block, or those of one manifest; what is damaged is deleted.
+
+        Raises:
+            BlockMissingError: the manifest is not here.
+        """
+        digest = None if manifest_id is None else to_hash(manifest_id)
+        return await anyio.to_thread.run_sync(verify, self._store, digest)
+
     async def remove(self, manifest_id: str) -> None:
         """Provide it no more, and delete the blocks that no other manifest here has."""
         digest = to_hash(manifest_id)
+        await self._forget(manifest_id)
+        await anyio.to_thread.run_sync(self._store.remove, digest)
+
+    # --------------------------------------------------------------------------- internals
+
+    async def _forget(self, manifest_id: str) -> None:
         self._unannounced.discard(manifest_id)
         self._manifests.pop(manifest_id, None)
         if self._dht is not None:
             await self._dht.remove(_key(manifest_id), KIND)
-        await anyio.to_thread.run_sync(self._store.remove, digest)
 
-    # --------------------------------------------------------------------------- internals
+    @contextlib.asynccontextmanager
+    async def _using(self, manifest_id: str) -> AsyncIterator[None]:
+        """No process that shares the store deletes what is needed."""
+        digest = to_hash(manifest_id)
+        with self._store.claims.using(digest):
+            yield
+            self._store.touch(digest)
 
     def _load(self) -> None:
         for digest in self._store.manifests():

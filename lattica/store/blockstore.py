@@ -6,6 +6,8 @@ can be read back after a crash is good.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
 import os
 import re
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lattica.errors import BlockCorruptError, BlockMissingError, StoreError
+from lattica.store.claims import Claims
 from lattica.store.cutting import cut
 from lattica.store.manifest import (
     BlockRef,
@@ -32,7 +35,10 @@ Tick = Callable[[int], None]  # told how many more bytes are done
 
 
 class BlockStore:
-    """A directory: blocks/ab/<hash>, manifests/<hash>, tmp/."""
+    """A directory: blocks/ab/<hash>, manifests/<hash>, pins/<hash>, uses/, tmp/.
+
+    Several processes may share it: see `Claims`.
+    """
 
     def __init__(self, directory: Path) -> None:
         """Open or create it, and clear what a crash left half-written.
@@ -43,11 +49,14 @@ class BlockStore:
         self._blocks = directory / "blocks"
         self._manifests = directory / "manifests"
         self._temporary = directory / "tmp"
+        self._pins = directory / "pins"
         self._count = itertools.count()
+        self.claims = Claims(directory)
         try:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            for folder in (self._blocks, self._manifests, self._temporary):
+            for folder in (self._blocks, self._manifests, self._temporary, self._pins):
                 folder.mkdir(parents=True, exist_ok=True)
+            (directory / "uses").mkdir(exist_ok=True)
+            self._clear()
         except OSError as error:
             raise StoreError(f"cannot use {directory} for blocks: {error}") from None
 
@@ -124,13 +133,67 @@ class BlockStore:
         if not path.exists():
             self._put(path, data)
 
+    def forget(self, digest: bytes) -> None:
+        """Forget a manifest, not its blocks."""
+        (self._manifests / digest.hex()).unlink(missing_ok=True)
+        (self._pins / digest.hex()).unlink(missing_ok=True)
+
+    def drop(self, digest: bytes) -> None:
+        """Forget a block. Whoever calls it holds `Claims.sweeping`."""
+        self._path(digest).unlink(missing_ok=True)
+
+    def blocks(self) -> Iterator[tuple[bytes, int]]:
+        """The hashes and sizes of all blocks that are here."""
+        for folder in sorted(self._blocks.iterdir()):
+            for path in sorted(folder.iterdir()):
+                if _HEX.fullmatch(path.name):
+                    yield bytes.fromhex(path.name), path.stat().st_size
+
+    def pin(self, digest: bytes, *, pinned: bool = True) -> None:
+        """Keep a manifest whatever room is wanted, or do so no more.
+
+        Raises:
+            BlockMissingError: it is not here.
+        """
+        if not (self._manifests / digest.hex()).exists():
+            raise BlockMissingError(f"{to_id(digest)} is not here")
+        pin = self._pins / digest.hex()
+        try:
+            if pinned:
+                pin.touch()
+            else:
+                pin.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot pin in {self._pins}: {error}") from None
+
+    def pins(self) -> set[bytes]:
+        """The manifests that are pinned."""
+        names = (path.name for path in self._pins.iterdir())
+        return {bytes.fromhex(name) for name in names if _HEX.fullmatch(name)}
+
+    def touch(self, digest: bytes) -> None:
+        """A manifest is used now."""
+        with contextlib.suppress(OSError):
+            os.utime(self._manifests / digest.hex())
+
+    def used(self, digest: bytes) -> float:
+        """When a manifest was used last, in seconds since the Unix epoch; 0.0 if it is not here."""
+        try:
+            return (self._manifests / digest.hex()).stat().st_mtime
+        except OSError:
+            return 0.0
+
     def remove(self, digest: bytes) -> None:
         """Forget a manifest, and the blocks that no other one here has."""
+        with self.claims.sweeping():
+            self._remove(digest)
+
+    def _remove(self, digest: bytes) -> None:
         try:
             gone = decode_manifest(self.manifest(digest))
         except BlockMissingError:
             return
-        (self._manifests / digest.hex()).unlink(missing_ok=True)
+        self.forget(digest)
         kept: set[bytes] = set()
         for other in self.manifests():
             kept.update(block.hash for block in _blocks_of(decode_manifest(self.manifest(other))))
@@ -146,15 +209,17 @@ class BlockStore:
         Raises:
             StoreError: it cannot be read, changes meanwhile, or the disk is full.
         """
-        try:
-            files = [self._add_file(path, name, block, tick) for path, name in files_of(source)]
-        except OSError as error:
-            raise StoreError(f"cannot read {source}: {error}") from None
-        manifest = Manifest(tuple(files))
-        data = manifest.encode()
-        decode_manifest(data)  # what others would refuse must not get out
-        digest = hash_of(data)
-        self.write_manifest(digest, data)
+        with self.claims.adding():
+            try:
+                files = [self._add_file(path, name, block, tick) for path, name in files_of(source)]
+            except OSError as error:
+                raise StoreError(f"cannot read {source}: {error}") from None
+            manifest = Manifest(tuple(files))
+            data = manifest.encode()
+            decode_manifest(data)  # what others would refuse must not get out
+            digest = hash_of(data)
+            self.write_manifest(digest, data)
+            self.touch(digest)
         return digest, manifest
 
     def _add_file(self, path: Path, name: str, block: int, tick: Tick) -> FileEntry:
@@ -179,7 +244,10 @@ class BlockStore:
         Raises:
             StoreError: the disk does not take it.
         """
-        view = memoryview(data).cast("B")
+        with self.claims.adding():
+            return self._add_bytes(memoryview(data).cast("B"), block)
+
+    def _add_bytes(self, view: memoryview, block: int) -> tuple[bytes, Manifest]:
         refs = []
         for start in range(0, len(view), block):
             part = view[start : start + block]
@@ -189,6 +257,7 @@ class BlockStore:
         encoded = manifest.encode()
         digest = hash_of(encoded)
         self.write_manifest(digest, encoded)
+        self.touch(digest)
         return digest, manifest
 
     def export(self, files: Iterable[FileEntry], folder: Path) -> None:
@@ -220,6 +289,15 @@ class BlockStore:
         """Bytes that the disk has left."""
         return shutil.disk_usage(self._blocks).free
 
+    def _clear(self) -> None:
+        """Delete what processes that are no more have left half-written."""
+        for path in self._temporary.iterdir():
+            # Locked: somebody is writing it.
+            ignored = (FileNotFoundError, BlockingIOError)
+            with contextlib.suppress(*ignored), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+
     def _path(self, digest: bytes) -> Path:
         name = digest.hex()
         return self._blocks / name[:2] / name
@@ -229,6 +307,7 @@ class BlockStore:
         try:
             path.parent.mkdir(exist_ok=True)
             with temporary.open("wb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # see `_clear`
                 file.write(data)
                 _sync(file)  # before the name, or a power cut could leave it without content
             os.replace(temporary, path)

@@ -1,0 +1,186 @@
+"""What a store forgets and what it keeps, also when several processes share it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lattica.errors import BlockMissingError
+from lattica.store.blockstore import BlockStore
+from lattica.store.sweeping import listing, sweep, verify
+from tests.store.test_manifest import noise
+
+BLOCK = 64 * 1024
+SIZE = 3 * BLOCK
+
+
+def add(store: BlockStore, number: int, used: float) -> bytes:
+    digest, _ = store.add_bytes(noise(number, SIZE), BLOCK)
+    os.utime(store._manifests / digest.hex(), (used, used))
+    return digest
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> BlockStore:
+    return BlockStore(tmp_path / "store")
+
+
+def kept(store: BlockStore) -> set[bytes]:
+    return {held.digest for held in listing(store)}
+
+
+def test_the_least_recently_used_go_first_until_the_rest_has_room(store: BlockStore) -> None:
+    old, middle, new = (add(store, number, used=1000.0 + number) for number in range(3))
+    swept = sweep(store, 2 * SIZE)
+    assert swept.manifests == (old,)
+    assert (swept.blocks, swept.size) == (3, SIZE)
+    assert kept(store) == {middle, new}
+    assert verify(store).missing == 0
+    assert sweep(store, 2 * SIZE).manifests == ()
+
+
+def test_what_is_pinned_stays_also_above_the_quota(store: BlockStore) -> None:
+    old, new = (add(store, number, used=1000.0 + number) for number in range(2))
+    store.pin(old)
+    assert sweep(store, 0).manifests == (new,)
+    assert kept(store) == {old}
+    store.pin(old, pinned=False)
+    assert sweep(store, 0).manifests == (old,)
+    with pytest.raises(BlockMissingError, match="not here"):
+        store.pin(old)
+
+
+def test_a_block_that_another_manifest_has_stays(store: BlockStore) -> None:
+    data = noise(1, SIZE)
+    one, _ = store.add_bytes(data, BLOCK)
+    other, _ = store.add_bytes(data[: 2 * BLOCK] + noise(2, BLOCK), BLOCK)
+    os.utime(store._manifests / one.hex(), (1000.0, 1000.0))
+    swept = sweep(store, SIZE)
+    assert swept.manifests == (one,)
+    assert swept.size == BLOCK  # the one that was its own
+    assert verify(store, other).missing == 0
+
+
+def test_without_a_quota_only_what_no_manifest_names_goes(store: BlockStore) -> None:
+    digest = add(store, 1, used=1000.0)
+    gone = add(store, 2, used=1000.0)
+    store.forget(gone)
+    swept = sweep(store, None)
+    assert (swept.manifests, swept.size) == ((), SIZE)
+    assert kept(store) == {digest}
+
+
+def test_verify_deletes_what_is_damaged_and_says_what_is_missing(store: BlockStore) -> None:
+    digest = add(store, 1, used=1000.0)
+    first, second, _ = [block for block, _ in store.blocks()]
+    path = store._path(first)
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    store.drop(second)
+    found = verify(store, digest)
+    assert (found.blocks, found.size, found.damaged, found.missing) == (1, BLOCK, 1, 1)
+    assert not path.exists()
+    assert verify(store, digest).missing == 2
+
+
+# ------------------------------------------------------------ several processes
+
+HOLD = """
+import sys
+from pathlib import Path
+from lattica.store.blockstore import BlockStore
+store = BlockStore(Path(sys.argv[1]))
+how, digest = sys.argv[2], bytes.fromhex(sys.argv[3])
+with store.claims.using(digest) if how == "using" else store.claims.adding():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holding(store: Path, how: str, digest: bytes) -> Iterator[subprocess.Popen[str]]:
+    """Another process of the store."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(store), how, digest.hex()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_what_another_process_uses_stays_until_it_is_killed(tmp_path: Path) -> None:
+    store = BlockStore(tmp_path)
+    digest = add(store, 1, used=1000.0)
+    with holding(tmp_path, "using", digest) as process:
+        assert sweep(store, 0).manifests == ()
+        process.kill()
+        process.wait()
+        assert sweep(store, 0).manifests == (digest,)
+    assert store.claims.in_use() == set()
+    assert list((tmp_path / "uses").iterdir()) == []
+
+
+def test_a_sweep_waits_for_another_process_that_adds(tmp_path: Path) -> None:
+    """Blocks of what is being added are named by no manifest yet."""
+    store = BlockStore(tmp_path)
+    digest = add(store, 1, used=1000.0)
+    store.forget(digest)
+    with holding(tmp_path, "adding", digest) as process:
+        sweeper = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                "import sys; from pathlib import Path\n"
+                "from lattica.store.blockstore import BlockStore\n"
+                "from lattica.store.sweeping import sweep\n"
+                "store = BlockStore(Path(sys.argv[1])); print('open', flush=True)\n"
+                "print(sweep(store, None).blocks, flush=True)",
+                str(tmp_path),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with sweeper:
+            assert sweeper.stdout is not None
+            assert sweeper.stdout.readline() == "open\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                sweeper.wait(0.5)  # it has nothing else to do than to wait
+            assert len(list(store.blocks())) == 3
+            process.kill()
+            assert sweeper.stdout.readline() == "3\n"
+
+
+def test_opening_a_store_leaves_alone_what_another_process_is_writing(tmp_path: Path) -> None:
+    store = BlockStore(tmp_path)
+    stale = tmp_path / "tmp" / "123-0"
+    stale.write_bytes(b"half")
+    script = (
+        "import sys, fcntl\n"
+        "file = open(sys.argv[1], 'wb'); fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    mine = tmp_path / "tmp" / "124-0"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(mine)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        BlockStore(tmp_path)
+        assert not stale.exists()
+        assert mine.exists()
+        process.kill()
+    assert add(store, 1, used=1000.0)
