@@ -121,7 +121,7 @@ class UpnpKeeper:
             return await UpnpGateway.describe(self._requester, location)
         requester = GatewayRequester(self._route, self._config)
         gateway = await UpnpGateway.describe(requester, location)
-        requester.left = 1 << 62  # from here on only we decide how many are made
+        requester.left = None  # from here on only we decide how many are made
         return gateway
 
     async def _check(self, gateway: UpnpGateway) -> bool:

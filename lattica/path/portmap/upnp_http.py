@@ -18,12 +18,15 @@ class GatewayRequester(UpnpRequester):
 
     Descriptions come from whoever answers on the LAN and name further addresses to ask. So nothing
     but the gateway itself is asked, redirects are not followed, and sizes and numbers are bounded.
+
+    Attributes:
+        left: requests that may still be made; None: any number.
     """
 
     def __init__(self, route: Route, config: PortMapConfig) -> None:
         self._route = route
         self._config = config
-        self.left = config.max_requests
+        self.left: int | None = config.max_requests
 
     async def async_http_request(self, http_request: HttpRequest) -> HttpResponse:
         """See `UpnpRequester`.
@@ -34,9 +37,10 @@ class GatewayRequester(UpnpRequester):
         url = urlsplit(http_request.url)
         if url.scheme != "http" or url.hostname != self._route.gateway:
             raise UpnpCommunicationError("it names an address that is not its own")
-        if self.left <= 0:
-            raise UpnpCommunicationError("its description never ends")
-        self.left -= 1
+        if self.left is not None:
+            if self.left <= 0:
+                raise UpnpCommunicationError("its description never ends")
+            self.left -= 1
         try:
             return await self._request(http_request)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
