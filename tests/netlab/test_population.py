@@ -22,7 +22,7 @@ SEED = 1
 TOGETHER = 4  # pairs
 
 
-@pytest.mark.parametrize("sites", [8, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sites", [6, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.timeout(400)
 async def test_a_population_is_linked_and_as_direct_as_its_networks_allow(sites: int) -> None:
     drawn = draw(sites, SEED)
