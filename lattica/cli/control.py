@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from lattica.cli.advice import Network
 from lattica.cli.reports import (
     BlocksReport,
+    DocumentsReport,
     InviteReport,
     PeerReport,
     PingReport,
@@ -29,7 +31,9 @@ from lattica.cli.reports import (
 )
 from lattica.errors import ControlError, LatticaError
 
+log = logging.getLogger(__name__)
 MAX_LINE = 1 << 20
+LONG = ("blocks", "documents")  # questions whose answer may take long
 SAY_EVERY = 0.5  # seconds
 ANSWER_TIMEOUT = 15.0  # seconds; a listing may ask peers that are going away
 _MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes
@@ -40,15 +44,17 @@ T = TypeVar("T")
 class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One question."""
 
-    what: Literal["status", "peers", "network", "invite", "ping", "measure", "blocks"]
+    what: Literal["status", "peers", "network", "invite", "ping", "measure", "blocks", "documents"]
     valid_for: float = 0.0  # seconds, for `invite`
     peer: str = ""  # for `ping` and `measure`: a name, an id, or the beginning of one
     size: int = 0  # bytes of a ping
     count: int = 1  # pings at once
     figure: str = ""  # for `measure`
     seconds: float = 0.0
-    op: str = ""  # for `blocks`
-    manifest: str = ""  # for some of its operations
+    op: str = ""  # for `blocks` and `documents`
+    manifest: str = ""  # for some operations on blocks
+    document: str = ""  # for some on documents: its name,
+    digest: str = ""  # and what its content was
     path: str = ""  # absolute
     quota: int = -1  # bytes; negative: none
 
@@ -73,6 +79,7 @@ Report = (
     | PingReport
     | SpeedReport
     | BlocksReport
+    | DocumentsReport
 )
 Tell = Callable[[int, int], None]
 
@@ -113,12 +120,14 @@ async def serve(home: Path, respond: Responder) -> None:
             try:
                 with anyio.fail_after(ANSWER_TIMEOUT):
                     question = await _question(stream)
-                    if not isinstance(question, Ask) or question.what != "blocks":
+                    if not isinstance(question, Ask) or question.what not in LONG:
                         await stream.send(await _answer(question, respond) + b"\n")
                         return
                 await _work(stream, question, respond)
             except (TimeoutError, anyio.BrokenResourceError, anyio.EndOfStream, OSError):
                 return  # the asker is gone, or asked nothing: nobody is left to tell
+            except Exception:  # one question's bug is not the others'
+                log.exception("a question could not be answered")
 
     try:
         await listener.serve(handle)
@@ -155,9 +164,10 @@ async def _work(stream: anyio.abc.SocketStream, question: Ask, respond: Responde
         progress = (done, total)
 
     async def say() -> None:
-        while True:
-            await anyio.sleep(SAY_EVERY)
-            await stream.send(msgspec.json.encode(Answer(progress=progress)) + b"\n")
+        with contextlib.suppress(anyio.BrokenResourceError, OSError):
+            while True:
+                await anyio.sleep(SAY_EVERY)
+                await stream.send(msgspec.json.encode(Answer(progress=progress)) + b"\n")
 
     async def listen() -> None:
         with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError, OSError):
@@ -192,7 +202,10 @@ async def ask_long(home: Path, question: Ask, kind: type[T] | Any, tell: Tell) -
     try:
         stream = await anyio.connect_unix(path)
     except OSError as error:
-        raise NobodyAnswersError(f"no peer answers in {home} ({error})") from None
+        raise NobodyAnswersError(
+            f"no peer answers in {home} ({type(error).__name__}); start one with: lattica up "
+            "(or name its home with --home)"
+        ) from None
     async with stream:
         lines = BufferedByteReceiveStream(stream)
         try:

@@ -15,6 +15,7 @@ import msgspec
 from lattica.cli import control
 from lattica.cli.advice import Network, RelayFinding
 from lattica.cli.block_work import BlockWork
+from lattica.cli.document_work import DocumentWork
 from lattica.cli.options import add_peer, home_of, peer_options
 from lattica.cli.output import console, offers, print_json
 from lattica.cli.paths import kind_of, path_of
@@ -133,6 +134,7 @@ class Responder:
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
         self._probing = Probing(peer)
+        self._documents = DocumentWork(peer.documents, self._names)
         self._started = time.monotonic()
 
     async def __call__(self, question: control.Ask) -> control.Report:
@@ -154,11 +156,13 @@ class Responder:
         return self._invite(question.valid_for)
 
     async def work(self, question: control.Ask, tell: control.Tell) -> control.Report:
-        """What may take long: operations on blocks.
+        """What may take long: operations on blocks and documents.
 
         Raises:
-            LatticaError: see `BlockWork`.
+            LatticaError: see `BlockWork` and `DocumentWork`.
         """
+        if question.what == "documents":
+            return await self._documents(question.op, question.document, question.digest)
         quota = None if question.quota < 0 else question.quota
         return await BlockWork(self._peer.blocks)(
             question.op, question.manifest, question.path, quota, tell

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import anyio
 
-from lattica.cli import blocks, daemon, doctor, measure, queries
+from lattica.cli import blocks, daemon, docs, doctor, measure, queries
 from lattica.errors import LatticaError
 
 COMMANDS = {
@@ -23,6 +23,7 @@ COMMANDS = {
     "doctor": ("what this network is, and what would make it better", doctor.register_doctor),
     "ping": ("how long small messages to a peer take", measure.register_ping),
     "blocks": ("files and folders by their content", blocks.register_blocks),
+    "docs": ("the mesh's documents as this machine has them", docs.register_docs),
     "bench": ("how fast the link to a peer is, and what limits it", measure.register_bench),
 }
 # `serving` stands above lattica, so it is named here and not imported.

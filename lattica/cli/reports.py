@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from lattica.path.interface import PathStats
@@ -119,3 +121,20 @@ class BlocksReport(msgspec.Struct, frozen=True, kw_only=True):
     size: int = 0  # of those
     damaged: int = 0
     missing: int = 0
+
+
+class DocumentReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One document, as this peer has it."""
+
+    name: str
+    digest: str  # of the content: equal where peers read the same
+    updates: dict[str, int]  # by author, each signed and in one chain
+    refused: int  # updates, since it was opened
+    forks: int = 0  # proofs of authors that said two things in one place
+    content: dict[str, Any] = {}  # map, key, value; only where asked for
+
+
+class DocumentsReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked of documents."""
+
+    documents: list[DocumentReport]

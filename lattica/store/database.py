@@ -106,6 +106,18 @@ class Database:
         except sqlite3.Error as error:
             raise StoreError(f"cannot read {self.path}: {error}") from None
 
+    def names(self) -> list[str]:
+        """The documents of which something is here, in order.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+        try:
+            rows = self._connection.execute("SELECT DISTINCT document FROM envelopes ORDER BY 1")
+            return [name for (name,) in rows]
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot read {self.path}: {error}") from None
+
     def proofs(self, document: str) -> list[Proof]:
         """The evidence kept about a document.
 

@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import anyio
 import anyio.abc
@@ -45,6 +45,14 @@ class OpenedBy(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     """The value of a "document" record: its author has the document open."""
 
     document: Name
+
+
+class Audit(NamedTuple):
+    """What a check of a whole document found."""
+
+    updates: dict[PeerId, int]  # by author, each signed and in one chain
+    digest: str  # of the content
+    forks: int  # proofs that an author has said two things in one place
 
 
 class Documents:
@@ -140,6 +148,26 @@ class Documents:
     def opened(self) -> dict[str, Document]:
         """The open documents by name."""
         return {name: copy.document for name, copy in self._copies.items()}
+
+    async def kept(self) -> list[str]:
+        """The names of the documents that are on disk here, open or not.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+        return await self._journal.in_thread(self._database.names)
+
+    async def verify(self, name: str) -> Audit:
+        """Read a document from disk and check every signature and every chain of it.
+
+        Raises:
+            StoreError: it cannot be read, or something in it does not verify.
+        """
+        await self._journal.flush()
+        copy = OpenCopy(self, name)
+        await copy.load()
+        proofs = await self._journal.in_thread(self._database.proofs, name)
+        return Audit(copy.document.heads(), copy.document.digest(), len(proofs))
 
     async def synced(self, name: str) -> None:
         """Wait for an exchange with every linked peer that starts now."""

@@ -1,0 +1,94 @@
+"""`lattica docs`: the mesh's documents as this machine has them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import msgspec
+
+from lattica.cli import control
+from lattica.cli.options import add_home, home_of
+from lattica.cli.output import console, print_json, table
+from lattica.cli.reports import DocumentReport, DocumentsReport
+from lattica.errors import ControlError
+
+
+def register_docs(parser: argparse.ArgumentParser) -> None:
+    """`lattica docs ls|show|watch|verify`."""
+    parser.set_defaults(run=_docs, document="")
+    ops = parser.add_subparsers(dest="op", metavar="OPERATION", required=True)
+    for op, text, has_name in (
+        ("ls", "those of which something is here", False),
+        ("show", "what one says now", True),
+        ("watch", "what one says, now and whenever it changes; Ctrl-C stops it", True),
+        ("verify", "read it from disk and check every signature and chain", True),
+    ):
+        made = ops.add_parser(op, help=text, description=text)
+        add_home(made)
+        if has_name:
+            made.add_argument("document", metavar="NAME")
+
+
+async def _docs(args: argparse.Namespace) -> None:
+    if args.op == "watch":
+        await _watch(args)
+        return
+    report = await _ask(args, args.op)
+    if args.json:
+        print_json(report)
+    elif args.op == "show":
+        _show(report.documents[0])
+    else:
+        console().print(_listing(report.documents))
+    if args.op == "verify" and report.documents[0].forks:
+        raise ControlError(
+            f"{report.documents[0].forks} proofs are kept here that an author has signed two "
+            "different updates in one place; do not trust it with writing"
+        )
+
+
+async def _ask(args: argparse.Namespace, op: str, digest: str = "") -> DocumentsReport:
+    question = control.Ask("documents", op=op, document=args.document, digest=digest)
+    home = home_of(args).directory
+    report: DocumentsReport = await control.ask_long(
+        home, question, DocumentsReport, lambda _done, _total: None
+    )
+    return report
+
+
+async def _watch(args: argparse.Namespace) -> None:
+    (seen,) = (await _ask(args, "show")).documents
+    while True:
+        if args.json:
+            print_json(seen)
+        else:
+            _show(seen)
+        (seen,) = (await _ask(args, "wait", seen.digest)).documents
+
+
+def _show(document: DocumentReport) -> None:
+    out = console()
+    out.print(f"{document.name}  {document.digest[:16]}", markup=False)
+    for name, entries in sorted(document.content.items()):
+        rows = [[f"  {name}", key, _text(value)] for key, value in sorted(entries.items())]
+        out.print(table(["", "", ""], rows), markup=False)
+
+
+def _text(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _listing(documents: list[DocumentReport]) -> object:
+    rows = [
+        [
+            each.name,
+            each.digest[:16],
+            str(sum(each.updates.values())),
+            ", ".join(f"{author}: {count}" for author, count in sorted(each.updates.items())),
+            str(each.refused),
+            str(each.forks),
+        ]
+        for each in documents
+    ]
+    return table(["document", "digest", "updates", "by", "refused", "forks"], rows)

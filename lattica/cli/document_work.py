@@ -1,0 +1,70 @@
+"""What `lattica docs` asks of the peer that runs on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from lattica.cli.reports import DocumentReport, DocumentsReport
+from lattica.errors import ControlError
+from lattica.identity.keys import PeerId
+from lattica.store.document import Document
+from lattica.store.documents import Documents
+
+Names = Callable[[], Awaitable[Mapping[str, str]]]  # peers' names by their ids
+
+
+class DocumentWork:
+    """Answers about documents."""
+
+    def __init__(self, documents: Documents, names: Names) -> None:
+        self._documents = documents
+        self._names = names
+
+    async def __call__(self, op: str, name: str, digest: str) -> DocumentsReport:
+        """Do it.
+
+        Raises:
+            DocumentError: no valid name.
+            StoreError: it cannot be read, or does not verify.
+            ControlError: there is no such operation.
+        """
+        if op == "ls":
+            found = {*await self._documents.kept(), *self._documents.opened}
+            return DocumentsReport(documents=[await self._verified(each) for each in sorted(found)])
+        if op == "verify":
+            return DocumentsReport(documents=[await self._verified(name)])
+        if op in ("show", "wait"):
+            document = await self._documents.open(name)
+            if op == "wait":
+                watched = document.watch()
+                while document.digest() == digest:
+                    await anext(watched)  # no deadline: it ends when the asker does
+            return DocumentsReport(documents=[await self._shown(document)])
+        raise ControlError(f"docs has no operation {op!r}")
+
+    async def _shown(self, document: Document) -> DocumentReport:
+        return DocumentReport(
+            name=document.name,
+            digest=document.digest(),
+            updates=await self._named(document.heads()),
+            refused=sum(document.counters.values()),
+            content=document.to_dict(),
+        )
+
+    async def _verified(self, name: str) -> DocumentReport:
+        audit = await self._documents.verify(name)
+        opened = self._documents.opened.get(name)
+        return DocumentReport(
+            name=name,
+            digest=audit.digest,
+            updates=await self._named(audit.updates),
+            refused=0 if opened is None else sum(opened.counters.values()),
+            forks=audit.forks,
+        )
+
+    async def _named(self, heads: Mapping[PeerId, int]) -> dict[str, int]:
+        names = await self._names()
+        return {
+            f"{names.get(str(peer), '')} {peer.short}".strip(): count
+            for peer, count in heads.items()
+        }

@@ -1,0 +1,109 @@
+"""`lattica docs` of a real process, whose documents another peer writes."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from anyio import to_thread
+
+from lattica.peer import Peer, PeerOptions
+from tests.cli.daemons import lattica, running
+
+pytestmark = pytest.mark.anyio
+LATTICA = (sys.executable, "-m", "lattica")
+
+
+async def docs(home: Path, *words: str) -> Any:
+    """What an operation says; the writing peer lives on meanwhile, in this process."""
+    answer = await to_thread.run_sync(partial(lattica, "docs", *words, "--json", home=home))
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout)["documents"]
+
+
+async def test_what_another_peer_writes_is_listed_shown_watched_and_verified(
+    tmp_path: Path,
+) -> None:
+    with running(tmp_path) as daemons:
+        alpha = daemons.start("alpha", "up")
+        options = PeerOptions(
+            home=tmp_path / "writer",
+            ticket=alpha.up["ticket"],
+            name="writer",
+            listen="127.0.0.1:0",
+            cpus=0,
+        )
+        async with Peer.open(options) as peer:
+            document = await peer.document("shopping")
+            document.map("list")["milk"] = 2
+            await document.flush()
+            (shown,) = await docs(alpha.home, "show", "shopping")
+            assert shown["content"] == {"list": {"milk": 2}}
+            assert shown["digest"] == document.digest()
+            with subprocess.Popen(
+                [*LATTICA, "docs", "watch", "shopping", "--json", "--home", str(alpha.home)],
+                stdout=subprocess.PIPE,
+                text=True,
+            ) as watching:
+                try:
+                    assert watching.stdout is not None
+                    line = await to_thread.run_sync(watching.stdout.readline)
+                    assert json.loads(line)["content"] == shown["content"]
+                    document.map("list")["bread"] = 1
+                    await document.synced()
+                    line = await to_thread.run_sync(watching.stdout.readline)
+                    assert json.loads(line)["content"] == {"list": {"milk": 2, "bread": 1}}
+                finally:
+                    watching.kill()
+            (listed,) = await docs(alpha.home, "ls")
+            ((author, count),) = listed["updates"].items()
+            assert author == f"writer {peer.identity.peer_id.short}"
+            assert (listed["name"], count, listed["forks"]) == ("shopping", 2, 0)
+            assert await docs(alpha.home, "verify", "shopping") == [listed]
+        text = lattica("docs", "show", "shopping", home=alpha.home).stdout
+        assert "milk" in text
+        assert text.startswith("shopping")
+
+
+async def test_a_document_that_was_tampered_with_on_disk_does_not_verify(tmp_path: Path) -> None:
+    with running(tmp_path) as daemons:
+        alpha = daemons.start("alpha", "up")
+        options = PeerOptions(
+            home=tmp_path / "writer",
+            ticket=alpha.up["ticket"],
+            name="writer",
+            listen="127.0.0.1:0",
+            cpus=0,
+        )
+        async with Peer.open(options) as peer:
+            document = await peer.document("votes")
+            assert await docs(alpha.home, "show", "votes")  # from now on alpha keeps it
+            document.map("for")["alice"] = True
+            await document.synced()
+        file = alpha.home / "store" / "documents" / "documents.sqlite"
+        with sqlite3.connect(file) as database:
+            ((envelope,),) = database.execute("SELECT envelope FROM envelopes").fetchall()
+            at = envelope.index(b"alice")
+            forged = envelope[:at] + b"mallo" + envelope[at + 5 :]
+            database.execute("UPDATE envelopes SET envelope = ?", (forged,))
+        answer = lattica("docs", "verify", "votes", home=alpha.home)
+        assert answer.returncode == 1
+        assert "votes" in answer.stderr
+
+
+async def test_errors_say_what_to_do(tmp_path: Path) -> None:
+    answer = lattica("docs", "ls", home=tmp_path)
+    assert answer.returncode == 1
+    assert "lattica up" in answer.stderr
+    with running(tmp_path) as daemons:
+        alpha = daemons.start("alpha", "up")
+        answer = lattica("docs", "show", "No Name!", home=alpha.home)
+        assert answer.returncode == 1
+        assert "use a-z" in answer.stderr
+        assert await docs(alpha.home, "ls") == []
