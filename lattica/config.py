@@ -218,8 +218,8 @@ class DhtConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_transfer: int = 256 * KIB  # and so many bytes of them in one call
     watch_for: float = 30.0  # a question for changes is answered after so long, changed or not
     watches: int = 3  # peers that are asked to tell of changes under a key
-    watches_per_peer: int = 64
-    max_watches: int = 2048
+    watches_per_peer: int = 1024
+    max_watches: int = 8192
     max_probes: int = 64  # pings in progress to peers that are not in the table
 
 

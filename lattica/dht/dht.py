@@ -303,7 +303,8 @@ class Dht:
                     left -= 1
                     if left:
                         return
-                    await anyio.sleep(1.0)  # nobody tells any more: see who is there now
+                    # Nobody tells any more, for they are gone or have too many to tell.
+                    await anyio.sleep(self._config.watch_for)
                     break
                 said = digests[node.peer] = answer
             waiting.cancel_scope.cancel()

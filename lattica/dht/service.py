@@ -19,7 +19,7 @@ from lattica.identity import grants, wire
 from lattica.identity.signed import Signed
 from lattica.rpc import Buffer, caller, method
 
-MAX_WAITING = 4096  # watches at a time; `DhtConfig.max_watches` says no before
+MAX_WAITING = 16_384  # watches at a time; `DhtConfig.max_watches` says no before
 
 
 class DhtService:

@@ -22,6 +22,7 @@ class Watchers:
         self._storage = storage
         self._config = config
         self._events: dict[bytes, anyio.Event] = {}
+        self._keys: Counter[bytes] = Counter()  # how many wait for each
         self._waiting: Counter[PeerId] = Counter()
         storage.changed = self._changed
 
@@ -46,6 +47,7 @@ class Watchers:
         ):
             raise BusyError("too many watches here", retry_after=self._config.watch_for)
         self._waiting[peer] += 1
+        self._keys[key] += 1
         try:
             with anyio.move_on_after(self._config.watch_for):
                 while digest == known:
@@ -55,6 +57,10 @@ class Watchers:
             self._waiting[peer] -= 1
             if not self._waiting[peer]:
                 del self._waiting[peer]
+            self._keys[key] -= 1
+            if not self._keys[key]:
+                del self._keys[key]
+                self._events.pop(key, None)
         return digest
 
     def digest(self, key: bytes, kind: str, now: float) -> bytes:

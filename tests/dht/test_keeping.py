@@ -158,7 +158,7 @@ async def test_a_change_is_told_long_before_anybody_would_look() -> None:
 
 
 async def test_one_peer_cannot_have_everybody_wait() -> None:
-    async with World(seed=12) as world:
+    async with World(seed=12, config=DhtConfig(watches_per_peer=64)) as world:
         one, other = [await world.start() for _ in range(2)]
         stub = one.client(other.id, None, "dht", 60.0)  # type: ignore[arg-type]
         empty = await stub.watch(KEY, "note", b"")
@@ -176,3 +176,4 @@ async def test_one_peer_cannot_have_everybody_wait() -> None:
                 tasks.start_soon(wait, number)
         assert refused == 10
         assert len(other.dht.watchers) == 0
+        assert not other.dht.watchers._events
