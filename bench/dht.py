@@ -187,9 +187,24 @@ async def loopback(calls: int = CALLS) -> tuple[float, float]:
         return statistics.median(gets) * 1000, statistics.median(stores) * 1000
 
 
+def select(words: Sequence[str]) -> list[str]:
+    """The measures that `words` name or begin; all without words.
+
+    Raises:
+        SystemExit: a word names none.
+    """
+    found: dict[str, None] = {}
+    for word in words or ("dht",):
+        chosen = [word] if word in OTHERS else [m for m in OTHERS if m.startswith(word)]
+        if not chosen:
+            raise SystemExit(f"no measure begins with {word!r}; there are: {', '.join(OTHERS)}")
+        found.update(dict.fromkeys(chosen))
+    return [measure for measure in OTHERS if measure in found]
+
+
 def rows_of(only: Sequence[str], peers: int, image: Path | None) -> list[Row]:
     """The rows that are wanted."""
-    wanted = [m for m in OTHERS if not only or any(m.startswith(word) for word in only)]
+    wanted = select(only)
     found: list[Row] = []
 
     def add(measure: str, value: float, unit: str, note: str = "", **reference: Any) -> None:
