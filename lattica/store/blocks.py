@@ -290,8 +290,15 @@ class Blocks:
         """No process that shares the store deletes what is needed."""
         digest = to_hash(manifest_id)
         with self._store.claims.using(digest):
+            if not await anyio.to_thread.run_sync(self._is_here, digest):
+                self._manifests.pop(manifest_id, None)  # another process has swept it away
             yield
             self._store.touch(digest)
+
+    def _is_here(self, digest: bytes) -> bool:
+        """Once no sweep runs that began before the claim: later ones heed it."""
+        with self._store.claims.adding():
+            return self._store.has_manifest(digest)
 
     def _load(self) -> None:
         for digest in self._store.manifests():
@@ -448,7 +455,9 @@ class _Source:
         if len(data) > self._blocks._config.max_manifest or hash_of(data) != self._digest:
             raise BlockCorruptError(f"these are not the bytes of {self.manifest_id}")
         manifest = decode_manifest(bytes(data))
-        self._blocks._store.write_manifest(self._digest, data)
+        store = self._blocks._store
+        with store.claims.adding():  # a sweep that runs has not seen it
+            store.write_manifest(self._digest, data)
         return manifest
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -29,6 +29,8 @@ from lattica.store.manifest import (
     to_id,
 )
 
+PART = ".lattica-part"  # how files that are being written end
+TRIES = 3
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 Tick = Callable[[int], None]  # told how many more bytes are done
@@ -50,13 +52,12 @@ class BlockStore:
         self._manifests = directory / "manifests"
         self._temporary = directory / "tmp"
         self._pins = directory / "pins"
-        self._count = itertools.count()
         self.claims = Claims(directory)
         try:
             for folder in (self._blocks, self._manifests, self._temporary, self._pins):
                 folder.mkdir(parents=True, exist_ok=True)
             (directory / "uses").mkdir(exist_ok=True)
-            self._clear()
+            _clear(self._temporary, "*")
         except OSError as error:
             raise StoreError(f"cannot use {directory} for blocks: {error}") from None
 
@@ -133,6 +134,10 @@ class BlockStore:
         if not path.exists():
             self._put(path, data)
 
+    def has_manifest(self, digest: bytes) -> bool:
+        """Whether a manifest is here."""
+        return (self._manifests / digest.hex()).exists()
+
     def forget(self, digest: bytes) -> None:
         """Forget a manifest, not its blocks."""
         (self._manifests / digest.hex()).unlink(missing_ok=True)
@@ -155,7 +160,7 @@ class BlockStore:
         Raises:
             BlockMissingError: it is not here.
         """
-        if not (self._manifests / digest.hex()).exists():
+        if not self.has_manifest(digest):
             raise BlockMissingError(f"{to_id(digest)} is not here")
         pin = self._pins / digest.hex()
         try:
@@ -184,22 +189,26 @@ class BlockStore:
             return 0.0
 
     def remove(self, digest: bytes) -> None:
-        """Forget a manifest, and the blocks that no other one here has."""
-        with self.claims.sweeping():
-            self._remove(digest)
+        """Forget a manifest, and the blocks that no other one here has.
 
-    def _remove(self, digest: bytes) -> None:
-        try:
-            gone = decode_manifest(self.manifest(digest))
-        except BlockMissingError:
-            return
-        self.forget(digest)
-        kept: set[bytes] = set()
-        for other in self.manifests():
-            kept.update(block.hash for block in _blocks_of(decode_manifest(self.manifest(other))))
-        for block in _blocks_of(gone):
-            if block.hash not in kept:
-                self._path(block.hash).unlink(missing_ok=True)
+        While a process uses it, its blocks stay, for a later sweep.
+        """
+        with self.claims.sweeping():
+            try:
+                gone = decode_manifest(self.manifest(digest))
+            except StoreError:
+                return
+            self.forget(digest)
+            if digest in self.claims.in_use():
+                return
+            kept: set[bytes] = set()
+            for other in self.manifests():
+                with contextlib.suppress(StoreError):  # a damaged one names nothing any more
+                    named = decode_manifest(self.manifest(other))
+                    kept.update(block.hash for block in _blocks_of(named))
+            for block in _blocks_of(gone):
+                if block.hash not in kept:
+                    self.drop(block.hash)
 
     # ------------------------------------------------------------------------ in and out
 
@@ -276,12 +285,18 @@ class BlockStore:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if not target.parent.resolve().is_relative_to(root):
                     raise StoreError(f"{target.parent} leads out of {folder}")
-                partial = target.with_name(f".{target.name}.lattica-part")
-                with partial.open("wb") as out:
-                    for block in file.blocks:
-                        out.write(self.read(block.hash))
-                    _sync(out)
-                os.replace(partial, target)
+                # A name of its own: another process may be writing the same file.
+                _clear(target.parent, f".*{PART}")
+                partial = target.with_name(f".{secrets.token_hex(8)}{PART}")
+                try:
+                    with partial.open("xb") as out:
+                        fcntl.flock(out, fcntl.LOCK_EX)  # see `_clear`
+                        for block in file.blocks:
+                            out.write(self.read(block.hash))
+                        _sync(out)
+                    os.replace(partial, target)
+                finally:
+                    partial.unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"cannot write below {folder}: {error}") from None
 
@@ -289,31 +304,35 @@ class BlockStore:
         """Bytes that the disk has left."""
         return shutil.disk_usage(self._blocks).free
 
-    def _clear(self) -> None:
-        """Delete what processes that are no more have left half-written."""
-        for path in self._temporary.iterdir():
-            # Locked: somebody is writing it.
-            ignored = (FileNotFoundError, BlockingIOError)
-            with contextlib.suppress(*ignored), path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink(missing_ok=True)
-
     def _path(self, digest: bytes) -> Path:
         name = digest.hex()
         return self._blocks / name[:2] / name
 
     def _put(self, path: Path, data: bytes | memoryview) -> None:
-        temporary = self._temporary / f"{os.getpid()}-{next(self._count)}"
         try:
             path.parent.mkdir(exist_ok=True)
-            with temporary.open("wb") as file:
+            for _ in range(TRIES):
+                if self._try_put(path, data):
+                    return
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error}") from None
+        raise StoreError(f"cannot write {path}: it is deleted again and again")
+
+    def _try_put(self, path: Path, data: bytes | memoryview) -> bool:
+        """False: `_clear` of another process took the file before it was locked."""
+        temporary = self._temporary / secrets.token_hex(16)  # nobody else's, whoever shares this
+        with temporary.open("xb") as file:
+            try:
                 fcntl.flock(file, fcntl.LOCK_EX)  # see `_clear`
                 file.write(data)
                 _sync(file)  # before the name, or a power cut could leave it without content
-            os.replace(temporary, path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise StoreError(f"cannot write {path}: {error}") from None
+                os.replace(temporary, path)
+            except FileNotFoundError:
+                return False
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+        return True
 
 
 def files_of(source: Path) -> list[tuple[Path, str]]:
@@ -336,6 +355,16 @@ def files_of(source: Path) -> list[tuple[Path, str]]:
     if not found:
         raise StoreError(f"there is no file in {source}")
     return sorted(found, key=lambda item: item[1])
+
+
+def _clear(folder: Path, pattern: str) -> None:
+    """Delete what processes that are no more have left half-written."""
+    for path in folder.glob(pattern):
+        # Locked: somebody is writing it.
+        ignored = (FileNotFoundError, BlockingIOError)
+        with contextlib.suppress(*ignored), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
 
 
 def _blocks_of(manifest: Manifest) -> Iterator[BlockRef]:

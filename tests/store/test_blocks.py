@@ -27,7 +27,9 @@ from lattica.link.memory import MemoryLinks, MemoryNetwork
 from lattica.rpc import Buffer, Rpc, method
 from lattica.store import Blocks, FileEntry, Manifest
 from lattica.store.block_service import SERVICE, BlocksService
+from lattica.store.blockstore import BlockStore
 from lattica.store.manifest import Hash, hash_of, to_id
+from lattica.store.sweeping import sweep
 from tests.store.mesh import NOW, home, identity, membership
 from tests.store.test_manifest import noise, write_safetensors
 
@@ -402,3 +404,17 @@ async def test_empty_bytes_and_files_are_no_special_case(tmp_path):
         name = await one.add(tmp_path / "empty")
         await two.fetch(name, tmp_path / "out", providers=[id_of(1)])
         assert (tmp_path / "out/empty").read_bytes() == b""
+
+
+async def test_what_another_process_has_swept_away_is_fetched_again_and_kept(
+    tmp_path: Path,
+) -> None:
+    network = MemoryNetwork()
+    async with peer(network, 1, tmp_path) as seeder, peer(network, 2, tmp_path) as taker:
+        manifest = await seeder.add_bytes(DATA)
+        assert await taker.fetch_bytes(manifest, [id_of(1)]) == DATA
+        other = BlockStore(taker._directory)
+        assert len(sweep(other, 0).manifests) == 1
+        assert await taker.fetch_bytes(manifest, [id_of(1)]) == DATA
+        assert sweep(other, None).blocks == 0  # they are named by a manifest again
+        assert await taker.fetch_bytes(manifest) == DATA

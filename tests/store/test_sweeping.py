@@ -8,11 +8,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from lattica.errors import BlockMissingError
+from lattica.store import blockstore
 from lattica.store.blockstore import BlockStore
+from lattica.store.manifest import BlockRef, hash_of
 from lattica.store.sweeping import listing, sweep, verify
 from tests.store.test_manifest import noise
 
@@ -184,3 +187,65 @@ def test_opening_a_store_leaves_alone_what_another_process_is_writing(tmp_path: 
         assert mine.exists()
         process.kill()
     assert add(store, 1, used=1000.0)
+
+
+def test_two_that_write_one_file_do_not_write_into_each_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two stores of one process, or of two containers, may have all names in common."""
+    one, other = BlockStore(tmp_path), BlockStore(tmp_path)
+    first, second = noise(1, BLOCK), noise(2, BLOCK)
+    sync = blockstore._sync
+
+    def interrupted(file: BinaryIO) -> None:
+        monkeypatch.setattr(blockstore, "_sync", sync)
+        sync(file)
+        other.write(BlockRef(hash_of(second), BLOCK), second)
+
+    monkeypatch.setattr(blockstore, "_sync", interrupted)
+    one.write(BlockRef(hash_of(first), BLOCK), first)
+    assert one.read(hash_of(first)) == first
+    assert other.read(hash_of(second)) == second
+
+
+def test_two_that_export_to_one_folder_leave_a_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = BlockStore(tmp_path / "store")
+    _, manifest = store.add_bytes(noise(1, SIZE), BLOCK)
+    sync = blockstore._sync
+
+    def interrupted(file: BinaryIO) -> None:
+        monkeypatch.setattr(blockstore, "_sync", sync)
+        monkeypatch.setattr(store, "read", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            store.export(manifest.files, tmp_path / "out")  # stopped in the middle
+        monkeypatch.undo()
+        sync(file)
+
+    def stopping(digest: bytes) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(blockstore, "_sync", interrupted)
+    store.export(manifest.files, tmp_path / "out")
+    assert (tmp_path / "out" / "bytes").read_bytes() == noise(1, SIZE)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["bytes"]
+
+
+def test_what_a_killed_export_has_left_is_cleared_by_the_next(tmp_path: Path) -> None:
+    store = BlockStore(tmp_path / "store")
+    _, manifest = store.add_bytes(noise(1, SIZE), BLOCK)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".0123.lattica-part").write_bytes(b"half")
+    store.export(manifest.files, out)
+    assert [path.name for path in out.iterdir()] == ["bytes"]
+
+
+def test_what_is_removed_while_a_process_uses_it_goes_with_a_later_sweep(tmp_path: Path) -> None:
+    store = BlockStore(tmp_path)
+    digest = add(store, 1, used=1000.0)
+    with holding(tmp_path, "using", digest):
+        store.remove(digest)
+        assert len(list(store.blocks())) == 3
+    assert sweep(store, None).blocks == 3
