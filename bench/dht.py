@@ -149,7 +149,7 @@ async def idle(peers: int, *, settle: float = 3600.0, seconds: float = 1800.0) -
     async with World(seed=3) as world:
         for number in range(peers):
             peer = await world.start()
-            await peer.dht.put(dht_key("offers", str(number)), KIND, bytes(200), ttl=180.0)
+            await peer.dht.put(dht_key("offers", str(number)), KIND, bytes(200), ttl=300.0)
         await anyio.sleep(settle)
         before = sum(peer.traffic.bytes for peer in world.honest)
         await anyio.sleep(seconds)

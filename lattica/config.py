@@ -214,7 +214,9 @@ class DhtConfig(msgspec.Struct, frozen=True, kw_only=True):
     refresh_every: float = 600.0
     maintain_every: float = 5.0
     save_every: float = 60.0  # what is kept for others is written to disk, if it changed
-    max_sponsored: int = 4096  # records of others that one peer may hand over to this one,
+    max_sponsored: int = 1024  # records of others that one peer may hand over to this one,
+    max_sponsored_bytes: int = 8 * MIB  # and that are kept of all who do so,
+    max_sponsored_per_key: int = 64
     max_transfer: int = 256 * KIB  # and so many bytes of them in one call
     watch_for: float = 30.0  # a question for changes is answered after so long, changed or not
     watches: int = 3  # peers that are asked to tell of changes under a key

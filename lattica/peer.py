@@ -50,9 +50,9 @@ from lattica.store import Blocks, Document, Documents
 S = TypeVar("S")
 log = logging.getLogger("lattica.peer")
 
-ANNOUNCE_EVERY = 60.0  # seconds between capability records that say nothing new
+ANNOUNCE_EVERY = 100.0  # seconds between capability records that say nothing new
 ANNOUNCE_STEP = 0.5  # seconds; changes are looked for this often
-ANNOUNCE_TTL = 180.0
+ANNOUNCE_TTL = 300.0
 LEAVE_TIMEOUT = 2.0  # seconds for good-byes
 LOOPBACK = "127.0.0.1:0"
 

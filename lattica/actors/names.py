@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from typing import Any, Protocol
 
+import anyio
 import msgspec
 
 from lattica.actors.directory import Directory
@@ -21,6 +22,7 @@ from lattica.rpc import Rpc, method
 log = logging.getLogger(__name__)
 ACTOR = "actor"
 ASK_TIMEOUT = 5.0  # seconds
+LOOK_AGAIN = 10.0  # seconds
 MAX_CLAIMS = 16  # of one name, looked at
 
 
@@ -110,7 +112,10 @@ class Names:
         """
         async for _ in self._dht.watch(dht_key(ACTOR, name), ACTOR, NameClaim):
             try:
-                await self._require_free(name, actor, since)
+                while True:
+                    if not await self._require_free(name, actor, since):
+                        break
+                    await anyio.sleep(LOOK_AGAIN)  # its owner may just be coming back
             except NameTakenError as error:
                 await self.give_up(name)
                 return str(error)
@@ -136,15 +141,26 @@ class Names:
             f"no live actor is named {name!r}; names are given with .options(name=...)"
         )
 
-    async def _require_free(self, name: str, actor: ActorId, since: float) -> None:
+    async def _require_free(self, name: str, actor: ActorId, since: float) -> bool:
+        """Whether an earlier claim is there of which it cannot be told now if it still holds.
+
+        Raises:
+            NameTakenError: one holds.
+        """
+        is_open = False
         for claim in await self._claims(name):
             first = (claim.since, claim.actor) < (since, actor)
-            if claim.actor != actor and first and (info := await self._verify(claim)) is not None:
+            if claim.actor == actor or not first:
+                continue
+            info = await self._verify(claim)
+            if info is not None:
                 owner = self._directory.name_of(info.owner)
                 raise NameTakenError(
                     f"the name {name!r} is held by a live actor ({info.class_name} of {owner}); "
                     f"use lattica.get_actor({name!r}), or another name"
                 )
+            is_open = True
+        return is_open
 
     async def _claims(self, name: str) -> list[NameClaim]:
         found = await self._dht.get(dht_key(ACTOR, name), ACTOR, NameClaim)

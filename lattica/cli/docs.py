@@ -83,7 +83,7 @@ def _listing(documents: list[DocumentReport]) -> object:
     rows = [
         [
             each.name,
-            each.digest[:16],
+            each.digest[:16] or "not open",
             str(sum(each.updates.values())),
             ", ".join(f"{author}: {count}" for author, count in sorted(each.updates.items())),
             str(each.refused),

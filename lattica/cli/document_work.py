@@ -29,8 +29,7 @@ class DocumentWork:
             ControlError: there is no such operation.
         """
         if op == "ls":
-            found = {*await self._documents.kept(), *self._documents.opened}
-            return DocumentsReport(documents=[await self._verified(each) for each in sorted(found)])
+            return DocumentsReport(documents=await self._listed())
         if op == "verify":
             return DocumentsReport(documents=[await self._verified(name)])
         if op in ("show", "wait"):
@@ -41,6 +40,24 @@ class DocumentWork:
                     await anext(watched)  # no deadline: it ends when the asker does
             return DocumentsReport(documents=[await self._shown(document)])
         raise ControlError(f"docs has no operation {op!r}")
+
+    async def _listed(self) -> list[DocumentReport]:
+        """Without reading them: what is not open has no digest here."""
+        opened = self._documents.opened
+        kept = await self._documents.kept()
+        reports = []
+        for name in sorted({*kept, *opened}):
+            document = opened.get(name)
+            heads = kept.get(name, {}) if document is None else document.heads()
+            reports.append(
+                DocumentReport(
+                    name=name,
+                    digest="" if document is None else document.digest(),
+                    updates=await self._named(heads),
+                    refused=0 if document is None else sum(document.counters.values()),
+                )
+            )
+        return reports
 
     async def _shown(self, document: Document) -> DocumentReport:
         return DocumentReport(

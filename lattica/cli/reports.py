@@ -127,7 +127,7 @@ class DocumentReport(msgspec.Struct, frozen=True, kw_only=True):
     """One document, as this peer has it."""
 
     name: str
-    digest: str  # of the content: equal where peers read the same
+    digest: str  # of the content: equal where peers read the same; "" of one that is not open
     updates: dict[str, int]  # by author, each signed and in one chain
     refused: int  # updates, since it was opened
     forks: int = 0  # proofs of authors that said two things in one place

@@ -30,6 +30,7 @@ class Owned(NamedTuple):
     value: bytes
     ttl: float
     expires: float
+    latest: float = 0.0  # the latest expiry that any copy of it may have
 
 
 class Place(NamedTuple):
@@ -101,7 +102,7 @@ class Publisher:
         owned = self._owned.pop((key, kind), None)
         if owned is None:
             return None
-        expires = max(owned.expires, self._clock.time() + 1.0)
+        expires = max(owned.latest, self._clock.time() + 1.0)
         envelope = self._seal(Record(key, kind, self._next_sequence(), expires, b"", removed=True))
         self._storage.store(envelope, now=self._clock.time(), own=True)
         return envelope
@@ -212,7 +213,9 @@ class Publisher:
         record = Record(key, kind, self._next_sequence(), owned.expires, owned.value)
         envelope = self._seal(record)
         self._storage.store(envelope, now=self._clock.time(), own=True)
-        self._owned[key, kind] = owned
+        before = self._owned.get((key, kind))
+        latest = owned.expires if before is None else max(before.latest, owned.expires)
+        self._owned[key, kind] = owned._replace(latest=latest)
         return envelope
 
     def _seal(self, record: Record) -> Signed:

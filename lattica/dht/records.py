@@ -20,6 +20,7 @@ from lattica.identity.signed import Signed
 
 DOMAIN = "dht-record"
 PEER = "peer"
+MICROSECONDS = 1_000_000  # sequences are authors' clocks
 MAX_SEQUENCE = 2**63 - 1
 VERIFIED_KEPT = 2048
 _KIND = re.compile(r"[a-z][a-z0-9_.-]{0,31}")
@@ -129,6 +130,8 @@ class Verifier:
                 self._verified.popitem(last=False)
         if record.expires <= now:
             raise RecordError(f"the record expired {now - record.expires:.1f} s ago")
+        if record.sequence > (now + self._config.max_skew) * MICROSECONDS:
+            raise RecordError("the record's sequence is ahead of time; check the author's clock")
         if record.expires > now + self._config.max_ttl + self._config.max_skew:
             raise RecordError(
                 f"the record would live {record.expires - now:.0f} s, longer than "

@@ -49,6 +49,7 @@ class Storage:
         self._authors: dict[PeerId, _Author] = {}
         self._count = 0
         self._bytes = 0
+        self._sponsored_bytes = 0
         self.counters: Counter[str] = Counter() if counters is None else counters
         self.changed: Callable[[bytes], None] | None = None  # with the key
         self.version = 0  # rises with every change
@@ -102,23 +103,24 @@ class Storage:
                 raise self._refuse("stale", "a newer record of this author is kept already")
         if not own:
             self._check_room(author, slots, old, len(envelope.payload), now)
-            if sponsor is not None and (
-                self._state(sponsor, now).sponsored >= self._config.max_sponsored
-            ):
-                raise self._refuse("sponsor_full", f"{sponsor.short} has handed over too much")
+            if sponsor is not None:
+                self._check_sponsor(sponsor, slots, len(envelope.payload), now)
         if old is not None:
             self._drop(record.key, slot)
         self._keep(slot, Kept(envelope, record, sponsor), now)
         return record
 
     def get(self, key: bytes, kind: str, *, now: float) -> list[Kept]:
-        """The unexpired records of a kind under a key, tombstones too, newest first."""
+        """The unexpired records of a kind under a key, tombstones too.
+
+        Those that their authors have stored come first, then the newest.
+        """
         found = [
             kept
             for (kept_kind, _), kept in self._keys.get(key, {}).items()
             if kept_kind == kind and kept.record.expires > now
         ]
-        found.sort(key=lambda kept: kept.record.sequence, reverse=True)
+        found.sort(key=lambda kept: (kept.sponsor is None, kept.record.sequence), reverse=True)
         return found
 
     def expire(self, *, now: float) -> int:
@@ -161,6 +163,19 @@ class Storage:
         if self._bytes + size - freed > config.max_bytes:
             raise self._refuse("full", "this peer keeps no more bytes of records")
 
+    def _check_sponsor(
+        self, sponsor: PeerId, slots: dict[Slot, Kept], size: int, now: float
+    ) -> None:
+        """What is handed over has a share of its own: it must not keep out what authors say."""
+        config = self._config
+        per_key = sum(kept.sponsor is not None for kept in slots.values())
+        if (
+            self._state(sponsor, now).sponsored >= config.max_sponsored
+            or self._sponsored_bytes + size > config.max_sponsored_bytes
+            or per_key >= config.max_sponsored_per_key
+        ):
+            raise self._refuse("sponsor_full", f"{sponsor.short} has handed over too much")
+
     def _refuse(self, reason: str, message: str) -> RecordError:
         self.counters[f"refused:{reason}"] += 1
         return RecordError(message)
@@ -189,6 +204,7 @@ class Storage:
         self._state(slot[1], now).records += 1
         if kept.sponsor is not None:
             self._state(kept.sponsor, now).sponsored += 1
+            self._sponsored_bytes += len(kept.envelope.payload)
         self._count += 1
         self._bytes += len(kept.envelope.payload)
         self._tell(kept.record.key)
@@ -206,6 +222,7 @@ class Storage:
         self._authors[slot[1]].records -= 1
         if kept.sponsor is not None:
             self._authors[kept.sponsor].sponsored -= 1
+            self._sponsored_bytes -= len(kept.envelope.payload)
         self._count -= 1
         self._bytes -= len(kept.envelope.payload)
         self._tell(key)

@@ -106,15 +106,20 @@ class Database:
         except sqlite3.Error as error:
             raise StoreError(f"cannot read {self.path}: {error}") from None
 
-    def names(self) -> list[str]:
-        """The documents of which something is here, in order.
+    def contents(self) -> dict[str, dict[bytes, int]]:
+        """How many updates of each author are here, by document.
 
         Raises:
             StoreError: the file cannot be read.
         """
+        found: dict[str, dict[bytes, int]] = {}
         try:
-            rows = self._connection.execute("SELECT DISTINCT document FROM envelopes ORDER BY 1")
-            return [name for (name,) in rows]
+            rows = self._connection.execute(
+                "SELECT document, author, COUNT(*) FROM envelopes GROUP BY 1, 2 ORDER BY 1"
+            )
+            for document, author, count in rows:
+                found.setdefault(document, {})[bytes(author)] = count
+            return found
         except sqlite3.Error as error:
             raise StoreError(f"cannot read {self.path}: {error}") from None
 

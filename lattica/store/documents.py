@@ -149,13 +149,17 @@ class Documents:
         """The open documents by name."""
         return {name: copy.document for name, copy in self._copies.items()}
 
-    async def kept(self) -> list[str]:
-        """The names of the documents that are on disk here, open or not.
+    async def kept(self) -> dict[str, dict[PeerId, int]]:
+        """How many updates of each author are on disk here, by document, open or not.
 
         Raises:
             StoreError: the file cannot be read.
         """
-        return await self._journal.in_thread(self._database.names)
+        found = await self._journal.in_thread(self._database.contents)
+        return {
+            name: {PeerId(author): count for author, count in counts.items()}
+            for name, counts in found.items()
+        }
 
     async def verify(self, name: str) -> Audit:
         """Read a document from disk and check every signature and every chain of it.

@@ -86,6 +86,8 @@ async def test_a_document_that_was_tampered_with_on_disk_does_not_verify(tmp_pat
             assert await docs(alpha.home, "show", "votes")  # from now on alpha keeps it
             document.map("for")["alice"] = True
             await document.synced()
+            (before,) = await docs(alpha.home, "verify", "votes")  # waits until it is on disk
+            assert sum(before["updates"].values()) == 1
         file = alpha.home / "store" / "documents" / "documents.sqlite"
         with sqlite3.connect(file) as database:
             ((envelope,),) = database.execute("SELECT envelope FROM envelopes").fetchall()

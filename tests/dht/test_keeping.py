@@ -15,6 +15,7 @@ from lattica.errors import RecordError
 from lattica.identity import wire
 from lattica.rpc.buffers import Buffer
 from lattica.virtual_loop import VirtualLoop
+from tests.dht.support import KEY as KEY_OF_ENVELOPES
 from tests.dht.support import NOW, envelope, identity, storage
 
 pytestmark = pytest.mark.anyio
@@ -177,3 +178,49 @@ async def test_one_peer_cannot_have_everybody_wait() -> None:
         assert refused == 10
         assert len(other.dht.watchers) == 0
         assert not other.dht.watchers._events
+
+
+def test_what_is_handed_over_keeps_out_nothing_that_authors_say() -> None:
+    config = DhtConfig(max_sponsored_bytes=2000, max_sponsored_per_key=2, store_burst=64)
+    kept = storage(config)
+    for number in range(2):
+        kept.store(envelope(number, sequence=9), now=NOW, sponsor=identity(90).peer_id)
+    with pytest.raises(RecordError, match="handed over too much"):
+        kept.store(envelope(2), now=NOW, sponsor=identity(91).peer_id)  # of this key
+    other = dht_key("test", "other")
+    refused = 0
+    for number in range(64):
+        elsewhere = envelope(number, key=dht_key("test", str(number)))
+        try:
+            kept.store(elsewhere, now=NOW, sponsor=identity(92).peer_id)
+        except RecordError:
+            refused += 1
+    assert 0 < refused < 64  # all together they have 2,000 bytes
+    kept.store(envelope(3, key=other), now=NOW)
+    kept.store(envelope(3, sequence=1), now=NOW)
+    first, *_ = kept.get(KEY_OF_ENVELOPES, "note", now=NOW)
+    assert first.envelope.author == identity(3).peer_id  # what its author stored comes first
+
+
+def test_a_sequence_ahead_of_time_is_refused() -> None:
+    kept = storage()
+    ahead = int((NOW + 3600.0) * 1e6)
+    with pytest.raises(RecordError, match="ahead of time"):
+        kept.store(envelope(1, sequence=ahead), now=NOW)
+    kept.store(envelope(1, sequence=int(NOW * 1e6)), now=NOW)
+
+
+async def test_what_was_said_for_long_and_then_for_short_stays_taken_back() -> None:
+    async with World(seed=13) as world:
+        author, rogue, reader, *_ = [await world.start() for _ in range(30)]
+        await author.dht.put(KEY, "note", b"once", ttl=3600.0)
+        now = world.clock.time()
+        (old,) = [kept.envelope for kept in author.dht.storage.get(KEY, "note", now=now)]
+        await author.dht.put(KEY, "note", b"once", ttl=60.0)
+        await author.dht.remove(KEY, "note")
+        await anyio.sleep(200.0)
+        for peer in world.honest:
+            if peer is not rogue:
+                stub = rogue.client(peer.id, None, "dht", 5.0)  # type: ignore[arg-type]
+                await stub.hand_over(Buffer(wire.encode((old,))), (rogue.address,))
+        assert await reader.dht.get(KEY, "note", bytes) == []
