@@ -84,6 +84,7 @@ class OwnedActor:
         """It will not come back."""
         self.lease = None
         self.failure = self.failure or failure  # the first cause is the one to tell
+        self.holding.cancel()
         self.let_go()
         self._settled.set()
 
@@ -315,7 +316,6 @@ class Supervisor:
 
     async def _end(self, actor: OwnedActor, failure: Failure) -> None:
         actor.gone(failure)
-        actor.holding.cancel()
         if actor.named:
             actor.named = False
             try:

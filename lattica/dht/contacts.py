@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from lattica.dht.whole_file import replace
 from lattica.identity import wire
 from lattica.identity.tickets import Contact
 
@@ -49,13 +48,5 @@ class ContactFile:
         kept = tuple(contacts[:MAX_CONTACTS])
         if self._path is None or not kept or kept == self._saved:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd, temporary = tempfile.mkstemp(dir=self._path.parent)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(wire.encode(kept))
-            os.replace(temporary, self._path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace(self._path, wire.encode(kept))
         self._saved = kept

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from lattica.dht.whole_file import replace
 from lattica.identity import wire
 from lattica.identity.signed import Signed
 
@@ -46,12 +45,4 @@ class RecordFile:
         """
         if self._path is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd, temporary = tempfile.mkstemp(dir=self._path.parent)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(wire.encode(tuple(envelopes)))
-            os.replace(temporary, self._path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace(self._path, wire.encode(tuple(envelopes)))

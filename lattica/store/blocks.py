@@ -289,16 +289,13 @@ class Blocks:
     async def _using(self, manifest_id: str) -> AsyncIterator[None]:
         """No process that shares the store deletes what is needed."""
         digest = to_hash(manifest_id)
-        with self._store.claims.using(digest):
-            if not await anyio.to_thread.run_sync(self._is_here, digest):
+        with contextlib.ExitStack() as claim:
+            # In a thread, for it waits for a sweep that runs; later ones heed it.
+            await anyio.to_thread.run_sync(claim.enter_context, self._store.claims.using(digest))
+            if not await anyio.to_thread.run_sync(self._store.has_manifest, digest):
                 self._manifests.pop(manifest_id, None)  # another process has swept it away
             yield
             self._store.touch(digest)
-
-    def _is_here(self, digest: bytes) -> bool:
-        """Once no sweep runs that began before the claim: later ones heed it."""
-        with self._store.claims.adding():
-            return self._store.has_manifest(digest)
 
     def _load(self) -> None:
         for digest in self._store.manifests():

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
-import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +21,6 @@ class Claims:
         """The folders must exist already."""
         self._door = directory / "lock"
         self._uses = directory / "uses"
-        self._count = itertools.count()
 
     @contextlib.contextmanager
     def adding(self) -> Iterator[None]:
@@ -38,17 +36,19 @@ class Claims:
 
     @contextlib.contextmanager
     def using(self, digest: bytes) -> Iterator[None]:
-        """A manifest's blocks are being fetched or read."""
-        path = self._uses / f"{digest.hex()}-{os.getpid()}-{next(self._count)}"
+        """A manifest's blocks are being fetched or read. Waits for a sweep that runs."""
+        path = self._uses / f"{digest.hex()}-{secrets.token_hex(8)}"
         try:
-            with path.open("wb") as file:
+            with self.adding():  # a sweep would take one that is not locked yet for a dead one's
+                file = path.open("xb")
                 fcntl.flock(file, fcntl.LOCK_EX)
-                try:
-                    yield
-                finally:
-                    path.unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"cannot claim {path}: {error}") from None
+        with file:
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
     def in_use(self) -> set[bytes]:
         """The manifests that some process uses; what dead ones have left is cleared."""

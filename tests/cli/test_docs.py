@@ -14,7 +14,7 @@ import pytest
 from anyio import to_thread
 
 from lattica.peer import Peer, PeerOptions
-from tests.cli.daemons import lattica, running
+from tests.cli.daemons import Daemon, lattica, running
 
 pytestmark = pytest.mark.anyio
 LATTICA = (sys.executable, "-m", "lattica")
@@ -27,19 +27,23 @@ async def docs(home: Path, *words: str) -> Any:
     return json.loads(answer.stdout)["documents"]
 
 
+def writer(folder: Path, to: Daemon) -> PeerOptions:
+    """A peer in this process, of the daemon's mesh."""
+    return PeerOptions(
+        home=folder / "writer",
+        ticket=to.up["ticket"],
+        name="writer",
+        listen="127.0.0.1:0",
+        cpus=0,
+    )
+
+
 async def test_what_another_peer_writes_is_listed_shown_watched_and_verified(
     tmp_path: Path,
 ) -> None:
     with running(tmp_path) as daemons:
         alpha = daemons.start("alpha", "up")
-        options = PeerOptions(
-            home=tmp_path / "writer",
-            ticket=alpha.up["ticket"],
-            name="writer",
-            listen="127.0.0.1:0",
-            cpus=0,
-        )
-        async with Peer.open(options) as peer:
+        async with Peer.open(writer(tmp_path, alpha)) as peer:
             document = await peer.document("shopping")
             document.map("list")["milk"] = 2
             await document.flush()
@@ -74,14 +78,7 @@ async def test_what_another_peer_writes_is_listed_shown_watched_and_verified(
 async def test_a_document_that_was_tampered_with_on_disk_does_not_verify(tmp_path: Path) -> None:
     with running(tmp_path) as daemons:
         alpha = daemons.start("alpha", "up")
-        options = PeerOptions(
-            home=tmp_path / "writer",
-            ticket=alpha.up["ticket"],
-            name="writer",
-            listen="127.0.0.1:0",
-            cpus=0,
-        )
-        async with Peer.open(options) as peer:
+        async with Peer.open(writer(tmp_path, alpha)) as peer:
             document = await peer.document("votes")
             assert await docs(alpha.home, "show", "votes")  # from now on alpha keeps it
             document.map("for")["alice"] = True

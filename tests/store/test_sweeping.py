@@ -249,3 +249,18 @@ def test_what_is_removed_while_a_process_uses_it_goes_with_a_later_sweep(tmp_pat
         store.remove(digest)
         assert len(list(store.blocks())) == 3
     assert sweep(store, None).blocks == 3
+
+
+def test_two_stores_of_one_process_may_use_the_same(tmp_path: Path) -> None:
+    one, other = BlockStore(tmp_path), BlockStore(tmp_path)
+    digest = add(one, 1, used=1000.0)
+    with one.claims.using(digest):
+        with other.claims.using(digest):
+            pass
+        assert sweep(other, 0).manifests == ()
+    assert sweep(other, 0).manifests == (digest,)
+
+
+def test_an_error_of_who_uses_it_is_told_as_it_is(store: BlockStore) -> None:
+    with pytest.raises(ConnectionResetError), store.claims.using(add(store, 1, used=1000.0)):
+        raise ConnectionResetError
