@@ -360,11 +360,13 @@ class Blocks:
         await self._announce(source.manifest_id)
         return report
 
-    async def _read(self, peer: PeerId, digest: bytes) -> Buffer:
-        return await self._client(peer).read(digest)
+    async def _read(self, peer: PeerId, digest: bytes, timeout: float) -> Buffer:
+        return await self._client(peer, timeout).read(digest)
 
-    def _client(self, peer: PeerId) -> BlocksService:
-        return self._rpc.client(peer, BlocksService, SERVICE, timeout=self._config.block_timeout)
+    def _client(self, peer: PeerId, timeout: float | None = None) -> BlocksService:
+        if timeout is None:
+            timeout = self._config.block_timeout
+        return self._rpc.client(peer, BlocksService, SERVICE, timeout=timeout)
 
     async def _announce(self, manifest_id: str) -> None:
         if self._dht is None:

@@ -26,8 +26,9 @@ from lattica.store.manifest import BlockRef
 MAX_PROVIDERS = 16  # asked in one round
 MAX_BUSY = 50  # times a provider may say so before it is given up for this fetch
 MAX_RETRY_AFTER = 2.0  # seconds
+MAX_STALLS = 3  # deadlines a provider may miss, with nothing given between them
 
-Read = Callable[[PeerId, bytes], Awaitable[Buffer]]
+Read = Callable[[PeerId, bytes, float], Awaitable[Buffer]]  # the timeout comes last, in seconds
 Find = Callable[[], Awaitable[Sequence[PeerId]]]
 Arrived = Callable[[BlockRef, PeerId], None]
 
@@ -40,6 +41,8 @@ class Providers:
         self._banned = banned
         self._counters = counters
         self.problems: dict[PeerId, str] = {}  # those that are of no more use
+        self._stalls: Counter[PeerId] = Counter()
+        self._set_aside: dict[PeerId, str] = {}  # those that stalled in this round
 
     def usable(self, peers: Iterable[PeerId]) -> list[PeerId]:
         """Those worth asking that were not asked before."""
@@ -52,8 +55,42 @@ class Providers:
         return fresh
 
     def is_lost(self, peer: PeerId) -> bool:
-        """Whether the provider is of no more use."""
-        return peer in self.problems
+        """Whether the provider is of no more use in this round."""
+        return peer in self.problems or peer in self._set_aside
+
+    def stalled(self, peer: PeerId, error: LatticaError) -> None:
+        """It missed a deadline: set aside until nobody better is left.
+
+        Asked for several blocks at once, a narrow link brings none of them in time, yet each
+        of them alone. All that were under way count as one stall.
+        """
+        if self.is_lost(peer):
+            return
+        self._counters["provider_stalled"] += 1
+        self._stalls[peer] += 1
+        if self._stalls[peer] >= MAX_STALLS:
+            self.failed(peer, error)
+        else:
+            self._set_aside[peer] = str(error)
+
+    def gave(self, peer: PeerId) -> None:
+        """It answered in time."""
+        if self._stalls[peer]:
+            self._stalls[peer] = 1  # it stays one that is asked with patience
+
+    def has_stalled(self, peer: PeerId) -> bool:
+        """Whether it is to be asked for one block at a time."""
+        return self._stalls[peer] > 0
+
+    def patience(self, peer: PeerId) -> int:
+        """How many times the usual timeout it is given: doubled by each stall."""
+        return 1 << self._stalls[peer]
+
+    def second_chance(self) -> list[PeerId]:
+        """Those set aside; from now on they are no longer."""
+        peers = [peer for peer in self._set_aside if peer not in self.problems]
+        self._set_aside.clear()
+        return peers
 
     def failed(self, peer: PeerId, error: LatticaError) -> None:
         """It did not answer as a provider should."""
@@ -118,13 +155,16 @@ class Fetch:
             fresh = [peer for peer in self._providers.usable(peers) if peer not in asked]
             fresh = fresh[:MAX_PROVIDERS]
             if not fresh and peers is not first:
+                fresh = self._providers.second_chance()
+            if not fresh and peers is not first:
                 for peer in asked:
                     self._providers.problems.setdefault(peer, "lacks some of its blocks")
                 raise self._providers.error(self._name)
             asked.update(fresh)
             async with anyio.create_task_group() as workers:
                 for peer in fresh:
-                    for _ in range(self._config.per_provider):
+                    alone = self._providers.has_stalled(peer)
+                    for _ in range(1 if alone else self._config.per_provider):
                         workers.start_soon(self._work, peer, workers.cancel_scope)
             if self._disk_error is not None:
                 raise self._disk_error
@@ -168,19 +208,24 @@ class Fetch:
             self._queue.append(block)
         else:
             self._pending.discard(block.hash)
+            self._providers.gave(peer)
             self._arrived(block, peer)
         self._news.set()
         self._news = anyio.Event()
 
     async def _ask(self, peer: PeerId, block: BlockRef, lacking: set[bytes]) -> memoryview | None:
+        timeout = self._config.block_timeout * self._providers.patience(peer)
         for _ in range(MAX_BUSY):
             try:
-                return (await self._read(peer, block.hash)).data
+                return (await self._read(peer, block.hash, timeout)).data
             except BlockMissingError:
                 lacking.add(block.hash)
                 return None
             except BusyError as error:
                 await anyio.sleep(min(max(error.retry_after, 0.05), MAX_RETRY_AFTER))
+            except DeadlineError as error:
+                self._providers.stalled(peer, error)
+                return None
             except LatticaError as error:
                 self._providers.failed(peer, error)
                 return None

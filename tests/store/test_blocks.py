@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from lattica.clock import ManualClock
@@ -316,6 +317,58 @@ async def test_a_busy_provider_is_asked_again(tmp_path):
         name = await one.add_bytes(DATA)
         serve(one, Busy(one._store, parallel=4))
         assert await two.fetch_bytes(name, providers=[id_of(1)]) == DATA
+
+
+class Narrow(BlocksService):
+    """Behind a link that brings nothing in time when asked for several blocks at once."""
+
+    under_way = 0
+    given = 0
+    stops_after = 1_000_000
+    asked = 0
+
+    @method(scope=grants.CALL)
+    async def read(self, digest: Hash) -> Buffer:
+        self.asked += 1
+        self.under_way += 1
+        try:
+            await anyio.lowlevel.checkpoint()  # those that were asked for together are here now
+            if self.under_way > 1 or self.given >= self.stops_after:
+                await anyio.sleep_forever()
+        finally:
+            self.under_way -= 1
+        self.given += 1
+        return Buffer(self._store.read(digest))
+
+
+IMPATIENT = StoreConfig(block=64 * KIB, block_timeout=0.25)
+
+
+async def test_an_only_provider_behind_a_narrow_link_gives_all_one_by_one(tmp_path):
+    async with peers(tmp_path, 2, config=IMPATIENT) as (one, two):
+        name = await one.add_bytes(DATA)
+        narrow = Narrow(one._store, parallel=4)
+        serve(one, narrow)
+        with anyio.fail_after(20):
+            assert await two.fetch_bytes(name, providers=[id_of(1)]) == DATA
+        assert two.counters["provider_stalled"] >= 1
+        assert two.counters["provider_failed"] == 0
+
+
+async def test_a_provider_that_stays_silent_is_given_up_and_what_it_gave_is_kept(tmp_path):
+    async with peers(tmp_path, 2, config=IMPATIENT) as (one, two):
+        name = await one.add_bytes(DATA)
+        narrow = Narrow(one._store, parallel=4)
+        narrow.stops_after = 3
+        serve(one, narrow)
+        with anyio.fail_after(20), pytest.raises(BlockMissingError, match=id_of(1).short):
+            await two.fetch_bytes(name, providers=[id_of(1)])
+        gave = two.report(name).provided[id_of(1)]
+        assert gave == 3 * IMPATIENT.block
+        assert narrow.asked <= 3 + IMPATIENT.per_provider + 3  # it is not asked for ever
+        narrow.stops_after = 1_000_000
+        assert await two.fetch_bytes(name, providers=[id_of(1)]) == DATA
+        assert two.report(name).held == gave
 
 
 async def test_a_stranger_gets_no_block(tmp_path):
