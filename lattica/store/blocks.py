@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import anyio
 import anyio.abc
@@ -44,6 +44,9 @@ from lattica.store.sweeping import Held, Swept, Verified, listing, sweep, verify
 KIND = "provider"
 RETRY_EVERY = 5.0  # seconds between attempts to announce
 DISK_RESERVE = 64 * 1024 * 1024  # bytes left free
+MAX_REPAIRS = 2  # fetches of what was found damaged; a disk that damages more is told
+
+T = TypeVar("T")
 
 Progress = Callable[[int, int, PeerId | None], None]  # done, total, who gave the last bytes
 
@@ -173,9 +176,13 @@ class Blocks:
         async with self._using(manifest_id):
             manifest = await source.manifest()
             chosen = manifest.select(None if files is None else list(files))
-            report = await self._fetch_blocks(source, chosen, progress, copies=2)
-            async with self._exporting:
-                await anyio.to_thread.run_sync(self._store.export, chosen, Path(dest))
+
+            async def export() -> None:
+                async with self._exporting:
+                    await anyio.to_thread.run_sync(self._store.export, chosen, Path(dest))
+
+            await self._fetch_and(export, source, chosen, progress, copies=2)
+        report = self._reports[manifest_id]
         report.seconds = time.monotonic() - started
         return Path(dest)
 
@@ -192,11 +199,14 @@ class Blocks:
             manifest = await source.manifest()
             if len(manifest.files) != 1:
                 raise StoreError(f"{manifest_id} has {len(manifest.files)} files; use fetch()")
-            await self._fetch_blocks(source, list(manifest.files), progress, copies=1)
             blocks = [block.hash for block in manifest.files[0].blocks]
-            return await anyio.to_thread.run_sync(
-                lambda: b"".join(self._store.read(digest) for digest in blocks)
-            )
+
+            async def join() -> bytes:
+                return await anyio.to_thread.run_sync(
+                    lambda: b"".join(self._store.read(digest) for digest in blocks)
+                )
+
+            return await self._fetch_and(join, source, manifest.files, progress, copies=1)
 
     async def manifest(self, manifest_id: str, providers: Sequence[PeerId] = ()) -> Manifest:
         """The manifest behind an id, from here or from a provider.
@@ -320,14 +330,35 @@ class Blocks:
         blocks = dict.fromkeys(block for file in files for block in file.blocks)
         return [block for block in blocks if not self._store.has(block)]
 
-    async def _fetch_blocks(
+    async def _fetch_and(
         self,
+        use: Callable[[], Awaitable[T]],
         source: _Source,
-        files: list[FileEntry],
+        files: Sequence[FileEntry],
         progress: Progress | None,
         *,
         copies: int,
-    ) -> FetchReport:
+    ) -> T:
+        """Get the blocks of `files` and `use` them, which may find some damaged on disk."""
+        for _ in range(MAX_REPAIRS):
+            await self._fetch_blocks(source, files, progress, copies=copies)
+            try:
+                return await use()
+            except BlockMissingError:
+                self.counters["damaged"] += 1
+            # Reading deleted the first of them; this finds the others.
+            await anyio.to_thread.run_sync(verify, self._store, to_hash(source.manifest_id))
+        await self._fetch_blocks(source, files, progress, copies=copies)
+        return await use()
+
+    async def _fetch_blocks(
+        self,
+        source: _Source,
+        files: Sequence[FileEntry],
+        progress: Progress | None,
+        *,
+        copies: int,
+    ) -> None:
         wanted = await anyio.to_thread.run_sync(self._lacking, files)
         total = sum(file.size for file in files)
         missing = sum(block.size for block in wanted)
@@ -358,7 +389,6 @@ class Blocks:
         if wanted:
             await fetch.run(await source.first())
         await self._announce(source.manifest_id)
-        return report
 
     async def _read(self, peer: PeerId, digest: bytes, timeout: float) -> Buffer:
         return await self._client(peer, timeout).read(digest)

@@ -418,6 +418,27 @@ async def test_a_disk_that_fills_up_ends_the_fetch_with_the_reason(tmp_path, mon
         assert two.banned == set()
 
 
+async def test_blocks_that_the_disk_damaged_are_fetched_again_and_no_others(tmp_path):
+    async with peers(tmp_path, 2) as (one, two):
+        name = await one.add_bytes(DATA)
+        assert await two.fetch_bytes(name, providers=[id_of(1)]) == DATA
+        found = (home(tmp_path, 2) / "blocks").rglob("*")
+        for path in sorted(path for path in found if path.stat().st_size == CONFIG.block)[:2]:
+            path.write_bytes(bytes(CONFIG.block))
+        assert await two.fetch_bytes(name, providers=[id_of(1)]) == DATA
+        assert two.report(name).provided == {id_of(1): 2 * CONFIG.block}
+        assert good_bytes(tmp_path, 2)
+
+
+async def test_a_damaged_block_that_nobody_gives_is_told(tmp_path):
+    async with peers(tmp_path, 2) as (one, _):
+        name = await one.add_bytes(DATA)
+        found = (home(tmp_path, 1) / "blocks").rglob("*")
+        next(p for p in found if p.stat().st_size == CONFIG.block).write_bytes(bytes(CONFIG.block))
+        with pytest.raises(BlockMissingError, match=name):
+            await one.fetch(name, tmp_path / "out")
+
+
 async def test_two_fetches_at_once_both_succeed(tmp_path):
     async with peers(tmp_path, 3) as (one, two, three):
         name = await one.add_bytes(DATA)
