@@ -18,9 +18,8 @@ import anyio.to_thread
 import msgspec
 
 from lattica.config import StoreConfig
-from lattica.dht import Dht, dht_key
+from lattica.dht import Dht
 from lattica.errors import (
-    BlockCorruptError,
     BlockMissingError,
     LatticaError,
     StoreError,
@@ -35,13 +34,12 @@ from lattica.store.manifest import (
     FileEntry,
     Manifest,
     decode_manifest,
-    hash_of,
     to_hash,
     to_id,
 )
+from lattica.store.source import KIND, Provider, Source, provider_key
 from lattica.store.sweeping import Held, Swept, Verified, listing, sweep, verify
 
-KIND = "provider"
 RETRY_EVERY = 5.0  # seconds between attempts to announce
 DISK_RESERVE = 64 * 1024 * 1024  # bytes left free
 MAX_REPAIRS = 2  # fetches of what was found damaged; a disk that damages more is told
@@ -49,12 +47,6 @@ MAX_REPAIRS = 2  # fetches of what was found damaged; a disk that damages more i
 T = TypeVar("T")
 
 Progress = Callable[[int, int, PeerId | None], None]  # done, total, who gave the last bytes
-
-
-class Provider(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The value of a "provider" record: its author has these blocks, or some of them."""
-
-    size: int  # bytes of all files
 
 
 class FetchReport(msgspec.Struct):
@@ -172,9 +164,9 @@ class Blocks:
             StoreError: no such file in the manifest, no room on the disk.
         """
         started = time.monotonic()
-        source = _Source(self, manifest_id, providers)
+        source = self._source(manifest_id, providers)
         async with self._using(manifest_id):
-            manifest = await source.manifest()
+            manifest = await self._manifest(source)
             chosen = manifest.select(None if files is None else list(files))
 
             async def export() -> None:
@@ -194,9 +186,9 @@ class Blocks:
         Raises:
             StoreError: see `fetch`, or the manifest has several files.
         """
-        source = _Source(self, manifest_id, providers)
+        source = self._source(manifest_id, providers)
         async with self._using(manifest_id):
-            manifest = await source.manifest()
+            manifest = await self._manifest(source)
             if len(manifest.files) != 1:
                 raise StoreError(f"{manifest_id} has {len(manifest.files)} files; use fetch()")
             blocks = [block.hash for block in manifest.files[0].blocks]
@@ -214,7 +206,7 @@ class Blocks:
         Raises:
             BlockMissingError, BlockCorruptError: see `fetch`.
         """
-        return await _Source(self, manifest_id, providers).manifest()
+        return await self._manifest(self._source(manifest_id, providers))
 
     # ------------------------------------------------------------------------------ asking
 
@@ -289,11 +281,26 @@ class Blocks:
 
     # --------------------------------------------------------------------------- internals
 
+    def _source(self, manifest_id: str, named: Sequence[PeerId]) -> Source:
+        providers = Providers(self.banned, self.counters)
+        return Source(manifest_id, named, self._rpc, self._dht, providers, self.counters)
+
+    async def _manifest(self, source: Source) -> Manifest:
+        known = self._manifests.get(source.manifest_id)
+        if known is None:
+            limit = self._config.max_manifest
+            known = await source.manifest(self._store, self._read_manifest, limit)
+            self._manifests[source.manifest_id] = known
+        return known
+
+    async def _read_manifest(self, peer: PeerId, digest: bytes) -> Buffer:
+        return await self._client(peer, self._config.block_timeout).manifest(digest)
+
     async def _forget(self, manifest_id: str) -> None:
         self._unannounced.discard(manifest_id)
         self._manifests.pop(manifest_id, None)
         if self._dht is not None:
-            await self._dht.remove(_key(manifest_id), KIND)
+            await self._dht.remove(provider_key(manifest_id), KIND)
 
     @contextlib.asynccontextmanager
     async def _using(self, manifest_id: str) -> AsyncIterator[None]:
@@ -333,7 +340,7 @@ class Blocks:
     async def _fetch_and(
         self,
         use: Callable[[], Awaitable[T]],
-        source: _Source,
+        source: Source,
         files: Sequence[FileEntry],
         progress: Progress | None,
         *,
@@ -353,7 +360,7 @@ class Blocks:
 
     async def _fetch_blocks(
         self,
-        source: _Source,
+        source: Source,
         files: Sequence[FileEntry],
         progress: Progress | None,
         *,
@@ -393,9 +400,7 @@ class Blocks:
     async def _read(self, peer: PeerId, digest: bytes, timeout: float) -> Buffer:
         return await self._client(peer, timeout).read(digest)
 
-    def _client(self, peer: PeerId, timeout: float | None = None) -> BlocksService:
-        if timeout is None:
-            timeout = self._config.block_timeout
+    def _client(self, peer: PeerId, timeout: float) -> BlocksService:
         return self._rpc.client(peer, BlocksService, SERVICE, timeout=timeout)
 
     async def _announce(self, manifest_id: str) -> None:
@@ -403,7 +408,7 @@ class Blocks:
             return
         manifest = self._manifests[manifest_id]
         try:
-            told = await self._dht.put(_key(manifest_id), KIND, Provider(manifest.size))
+            told = await self._dht.put(provider_key(manifest_id), KIND, Provider(manifest.size))
         except LatticaError as error:
             self.counters[f"announce:{type(error).__name__}"] += 1
             told = 0
@@ -421,77 +426,6 @@ class Blocks:
             if not self._unannounced:
                 await self._wake.wait()
             await anyio.sleep(RETRY_EVERY)
-
-
-class _Source:
-    """One manifest, and those who may have it."""
-
-    def __init__(self, blocks: Blocks, manifest_id: str, named: Sequence[PeerId]) -> None:
-        self.manifest_id = manifest_id
-        self.providers = Providers(blocks.banned, blocks.counters)
-        self._digest = to_hash(manifest_id)
-        self._blocks = blocks
-        self._named = [peer for peer in named if peer != blocks._rpc.local]
-        self._found: list[PeerId] | None = None
-
-    async def first(self) -> list[PeerId]:
-        """Those named and those found."""
-        if self._found is None:
-            await self.find()
-        return [*self._named, *(self._found or ())]
-
-    async def find(self) -> list[PeerId]:
-        """Those that the DHT names now."""
-        self._found = []
-        dht = self._blocks._dht
-        if dht is not None:
-            try:
-                records = await dht.get(_key(self.manifest_id), KIND, Provider)
-            except LatticaError as error:
-                self._blocks.counters[f"lookup:{type(error).__name__}"] += 1
-                records = []
-            local = self._blocks._rpc.local
-            self._found = [record.author for record in records if record.author != local]
-            for peer in self._found:
-                if self._blocks._rpc.links.find(peer) is None:
-                    await dht.find_peer(peer)  # teaches the links its addresses
-        return self._found
-
-    async def manifest(self) -> Manifest:
-        """The manifest, from here or from the first that gives the right bytes."""
-        blocks = self._blocks
-        if (known := blocks._manifests.get(self.manifest_id)) is not None:
-            return known
-        for peer in self.providers.usable(await self.first()):
-            try:
-                data = (await blocks._client(peer).manifest(self._digest)).data
-            except BlockMissingError:
-                self.providers.problems[peer] = "does not have it"
-                continue
-            except LatticaError as error:
-                self.providers.failed(peer, error)
-                continue
-            try:
-                manifest = await anyio.to_thread.run_sync(self._keep, data)
-            except BlockCorruptError:
-                self.providers.lied(peer)
-                continue
-            blocks._manifests[self.manifest_id] = manifest
-            return manifest
-        raise self.providers.error(self.manifest_id)
-
-    def _keep(self, data: memoryview) -> Manifest:
-        if len(data) > self._blocks._config.max_manifest or hash_of(data) != self._digest:
-            raise BlockCorruptError(f"these are not the bytes of {self.manifest_id}")
-        manifest = decode_manifest(bytes(data))
-        store = self._blocks._store
-        with store.claims.adding():  # a sweep that runs has not seen it
-            store.write_manifest(self._digest, data)
-        return manifest
-
-
-def _key(manifest_id: str) -> bytes:
-    return dht_key("blocks", manifest_id)
 
 
 def _size_of(source: Path) -> int:

@@ -378,7 +378,7 @@ async def test_a_stranger_gets_no_block(tmp_path):
         with pytest.raises(BlockMissingError, match="call"):
             await two.fetch_bytes(name, providers=[id_of(1)])
         with pytest.raises(PermissionDeniedError):
-            await two._client(id_of(1)).read(hash_of(b""))
+            await two._read(id_of(1), hash_of(b""), 5.0)
 
 
 async def test_a_manifest_that_leads_elsewhere_is_refused_and_writes_nothing(tmp_path):
