@@ -156,10 +156,10 @@ class Fetch:
             fresh = fresh[:MAX_PROVIDERS]
             if not fresh and peers is not first:
                 fresh = self._providers.second_chance()
-            if not fresh and peers is not first:
-                for peer in asked:
-                    self._providers.problems.setdefault(peer, "lacks some of its blocks")
-                raise self._providers.error(self._name)
+                if not fresh:
+                    for peer in asked:
+                        self._providers.problems.setdefault(peer, "lacks some of its blocks")
+                    raise self._providers.error(self._name)
             asked.update(fresh)
             async with anyio.create_task_group() as workers:
                 for peer in fresh:
