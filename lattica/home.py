@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import platformdirs
 
 from lattica.clock import Clock, SystemClock
 from lattica.errors import GrantError, HomeError, HomeInUseError, TicketForeignError
+from lattica.files import replace
 from lattica.identity import grants, tickets, wire
 from lattica.identity.keys import Identity
 from lattica.identity.tickets import Contact
@@ -188,11 +188,6 @@ class Home:
 
     def _write(self, name: str, data: bytes) -> None:
         try:
-            fd, temporary = tempfile.mkstemp(dir=self.directory)
-            with os.fdopen(fd, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.directory / name)
+            replace(self.directory / name, data)
         except OSError as error:
             raise HomeError(f"cannot write {self.directory / name}: {error}") from None

@@ -1,7 +1,8 @@
 """An event loop whose time jumps to the next timer: a minute of protocol in milliseconds.
 
 For simulations and tests of what runs on timers and in-memory networks. Real sockets and
-threads work, but the time that they take does not pass here.
+threads work, but the time that they take does not pass here: while something runs in the loop's
+executor, as by `asyncio.to_thread`, time stands.
 """
 
 from __future__ import annotations
@@ -20,12 +21,23 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def __init__(self, *, start: float = 1000.0) -> None:
         self._now = start
+        self.threads = 0  # that work for this loop
         super().__init__(_Jumping(self))
         self._clock_resolution = 1e-6  # else rounding makes a due timer wait for a turn
 
     def time(self) -> float:
         """Virtual seconds."""
         return self._now
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:
+        """Time stands until it is done."""
+        future = super().run_in_executor(executor, func, *args)
+        self.threads += 1
+        future.add_done_callback(self._thread_done)
+        return future
+
+    def _thread_done(self, _: asyncio.Future[Any]) -> None:
+        self.threads -= 1
 
     def advance(self, seconds: float) -> None:
         """Let time pass: all timers that this makes due fire in the next turn, as after a stall."""
@@ -43,7 +55,7 @@ class _Jumping(selectors.BaseSelector):
         ready = self._real.select(0)
         if ready or timeout == 0:
             return ready
-        if timeout is None or timeout >= FOREVER:
+        if self._loop.threads or timeout is None or timeout >= FOREVER:
             ready = self._real.select(STUCK_AFTER)
             if not ready:
                 raise RuntimeError("nothing will ever happen: no timer is set, no task can run")

@@ -57,6 +57,14 @@ async def test_threads_still_work() -> None:
     assert await anyio.to_thread.run_sync(lambda: 7) == 7
 
 
+async def test_time_stands_while_a_thread_works() -> None:
+    began = asyncio.get_running_loop().time()
+    with anyio.move_on_after(60.0) as scope:
+        await asyncio.to_thread(time.sleep, 0.05)
+    assert not scope.cancelled_caught
+    assert asyncio.get_running_loop().time() == began
+
+
 def test_a_deadlock_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lattica.virtual_loop.STUCK_AFTER", 0.01)
     with pytest.raises(RuntimeError, match="nothing will ever happen"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from lattica.dht.whole_file import replace
+from lattica.files import replace
 from lattica.identity import wire
 from lattica.identity.tickets import Contact
 
@@ -48,5 +48,6 @@ class ContactFile:
         kept = tuple(contacts[:MAX_CONTACTS])
         if self._path is None or not kept or kept == self._saved:
             return
-        replace(self._path, wire.encode(kept))
+        # It is written on the event loop, and what a loss of power takes is learned again.
+        replace(self._path, wire.encode(kept), durable=False)
         self._saved = kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Self, TypeVar
 
 import anyio
 import anyio.abc
+from msgspec.structs import astuple
 
 from lattica.clock import Clock, SystemClock
 from lattica.config import DhtConfig
@@ -23,7 +25,7 @@ from lattica.dht.record_file import RecordFile
 from lattica.dht.records import PEER, Check, Found, Kinds, Verifier
 from lattica.dht.routing import PeerNode, Table
 from lattica.dht.service import DhtService
-from lattica.dht.storage import Storage
+from lattica.dht.storage import Kept, Storage
 from lattica.dht.watching import Watchers
 from lattica.errors import DhtError, LatticaError, RecordError
 from lattica.identity import wire
@@ -104,7 +106,8 @@ class Dht:
         traceback: TracebackType | None,
     ) -> bool | None:
         self.neighbours.stop()
-        self._save(at_once=True)
+        if self._has_news():
+            self._write(list(self.storage), self.storage.version)
         if self._serve:
             self._rpc.unregister(SERVICE)
         tasks, self._tasks = self._tasks, None
@@ -345,7 +348,7 @@ class Dht:
         await self.republish(only_due=not self._was_alone)
         await self.neighbours.refresh()
         self.neighbours.save()
-        self._save()
+        await self._save()
 
     async def _reunite(self) -> None:
         now = self._clock.monotonic()
@@ -367,22 +370,26 @@ class Dht:
     def _load(self) -> None:
         """What was kept in the last run; what has expired meanwhile is forgotten."""
         now = self._clock.time()
-        for envelope in self._record_file.load():
+        for envelope, sponsor in map(astuple, self._record_file.load()):
             if envelope.author != self.local:  # that is said anew, or was taken back
                 with contextlib.suppress(RecordError):
-                    self.storage.store(envelope, now=now, own=True)
+                    self.storage.store(envelope, now=now, sponsor=sponsor, restored=True)
 
-    def _save(self, *, at_once: bool = False) -> None:
-        version, now = self.storage.version, self._clock.monotonic()
-        saved, when = self._saved
-        is_due = at_once or now - when >= self._config.save_every
-        if not self._record_file.is_kept or version == saved or not is_due:
-            return
+    async def _save(self) -> None:
+        now = self._clock.monotonic()
+        if now - self._saved[1] >= self._config.save_every and self._has_news():
+            self._saved = self.storage.version, now
+            # A busy disk may take seconds, and others wait for answers meanwhile.
+            await asyncio.to_thread(self._write, list(self.storage), self.storage.version)
+
+    def _has_news(self) -> bool:
+        return self._record_file.is_kept and self.storage.version != self._saved[0]
+
+    def _write(self, records: Sequence[Kept], version: int) -> None:
         try:
-            self._record_file.save([kept.envelope for kept in self.storage])
+            self._record_file.save(records, version)
         except OSError:
             self.counters["records_not_saved"] += 1
-        self._saved = version, now
 
     async def _gather(self, key: bytes, kind: str) -> tuple[Merge, list[PeerNode]]:
         merge = Merge(_checked(key), kind, self._verifier, self._config, self.counters)

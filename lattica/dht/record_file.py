@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from lattica.dht.whole_file import replace
+from lattica.dht.storage import Kept
+from lattica.files import replace
 from lattica.identity import wire
+from lattica.identity.keys import PeerId
 from lattica.identity.signed import Signed
 
 NAME = "records.msgpack"
 
 
+class Line(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One record, and who pays for the room that it takes."""
+
+    envelope: Signed
+    sponsor: PeerId | None  # who handed it over, if not its author
+
+
 class RecordFile:
-    """Reads and writes envelopes; without a directory it keeps nothing."""
+    """Reads and writes records; without a directory it keeps nothing."""
 
     def __init__(self, directory: Path | None) -> None:
         self._path = None if directory is None else directory / NAME
+        self._lock = threading.Lock()
+        self._saved = -1
 
     @property
     def is_kept(self) -> bool:
         """Whether there is a directory."""
         return self._path is not None
 
-    def load(self) -> tuple[Signed, ...]:
+    def load(self) -> tuple[Line, ...]:
         """What was kept; none if there is no file, or it cannot be read.
 
         Others have copies and authors say it again, so damage is no error.
@@ -33,16 +45,22 @@ class RecordFile:
         if self._path is None:
             return ()
         try:
-            return wire.decode(self._path.read_bytes(), tuple[Signed, ...])
+            return wire.decode(self._path.read_bytes(), tuple[Line, ...])
         except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
             return ()
 
-    def save(self, envelopes: Sequence[Signed]) -> None:
-        """Replace what was kept.
+    def save(self, records: Sequence[Kept], version: int) -> None:
+        """Replace what was kept, for good when this returns: not for an event loop.
+
+        Of two threads that save at once, that with the higher `version` has its way.
 
         Raises:
             OSError: the directory cannot be written.
         """
         if self._path is None:
             return
-        replace(self._path, wire.encode(tuple(envelopes)))
+        lines = tuple(Line(kept.envelope, kept.sponsor) for kept in records)
+        with self._lock:
+            if version > self._saved:
+                replace(self._path, wire.encode(lines))
+                self._saved = version

@@ -72,16 +72,18 @@ class Storage:
         now: float,
         own: bool = False,
         sponsor: PeerId | None = None,
+        restored: bool = False,
     ) -> Record:
         """Keep a record; the same one again is no error. `own` records know no limits.
 
-        With a `sponsor`, who hands over what another has said, the haste is the sponsor's.
+        With a `sponsor`, who hands over what another has said, the haste is the sponsor's. What
+        is `restored` was kept before: it has no haste, and all other limits.
 
         Raises:
             RecordError: forged, expired, oversized, mistyped, stale, replayed, or over a limit.
         """
         author = envelope.author
-        if not own:
+        if not own and not restored:
             self._spend(sponsor or author, now)
         try:
             record = self._verifier.open(envelope, now=now)

@@ -123,6 +123,46 @@ def test_a_damaged_file_is_no_error(tmp_path: Path, damage: bytes) -> None:
     assert RecordFile(tmp_path).load() == ()
 
 
+async def test_who_pays_for_what_was_handed_over_is_known_after_a_restart(tmp_path: Path) -> None:
+    config = DhtConfig(maintain_every=20.0, max_sponsored_per_key=2)
+    async with World(seed=14, config=config) as world:
+        keeper = await world.start(directory=tmp_path)
+        sponsor = await world.start()
+
+        async def hand_over(*authors: int) -> int:
+            records = tuple(
+                envelope(each, value=b"x", expires=world.clock.time() + 600.0) for each in authors
+            )
+            stub = sponsor.client(keeper.id, None, "dht", 5.0)  # type: ignore[arg-type]
+            kept: int = await stub.hand_over(Buffer(wire.encode(records)), (sponsor.address,))
+            return kept
+
+        assert await hand_over(1, 2, 3) == 2
+        await world.kill(keeper)
+        await keeper.stopped.wait()
+        keeper = await world.start(directory=tmp_path, identity=keeper.identity)
+        assert len(keepers(world, KEY_OF_ENVELOPES)) == 1
+        assert await hand_over(4) == 0
+
+
+async def test_records_are_saved_while_the_peer_runs(tmp_path: Path) -> None:
+    """So that a crash takes no more than a minute's worth of them."""
+    async with World(seed=15) as world:
+        await world.start(directory=tmp_path)
+        author = await world.start()
+        await author.dht.put(KEY, "note", b"kept")
+        await anyio.sleep(2 * world.config.save_every)
+        assert author.id in {line.envelope.author for line in RecordFile(tmp_path).load()}
+
+
+def test_an_older_state_does_not_replace_a_newer_one(tmp_path: Path) -> None:
+    file, now, kept = RecordFile(tmp_path), NOW, storage()
+    kept.store(envelope(1), now=now)
+    file.save(list(kept), 2)
+    file.save([], 1)  # by a thread that was slow to start
+    assert len(file.load()) == 1
+
+
 # --------------------------------------------------------------------- watching
 
 
