@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from typing import Any, TypeVar, TypeVarTuple
 
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 STUCK_AFTER = 5.0  # real seconds without a timer or a sign from outside
 FOREVER = 24 * 3600.0  # seconds; the loop asks for no longer wait, even for a timer at infinity
 
@@ -29,7 +32,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Virtual seconds."""
         return self._now
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts
+    ) -> asyncio.Future[T]:
         """Time stands until it is done."""
         future = super().run_in_executor(executor, func, *args)
         self.threads += 1
