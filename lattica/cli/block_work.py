@@ -12,7 +12,7 @@ from lattica.config import StoreConfig
 from lattica.errors import BlockMissingError, ControlError
 from lattica.store.blocks import Blocks, Progress
 from lattica.store.blockstore import BlockStore
-from lattica.store.manifest import to_hash, to_id
+from lattica.store.manifest import decode_manifest, to_hash, to_id
 from lattica.store.sweeping import Held, Swept, Verified, listing, sweep, verify
 
 Tell = Callable[[int, int], None]  # done and total, in bytes
@@ -30,6 +30,15 @@ class Offline:
             self._store.add, Path(path), StoreConfig().block, lambda _: None
         )
         return to_id(digest)
+
+    async def path(self, manifest_id: str, progress: Progress | None = None) -> Path:
+        """See `Blocks.path`; nothing is fetched, and nothing keeps `collect` away."""
+        digest = to_hash(manifest_id)
+
+        def link() -> Path:
+            return self._store.link(digest, decode_manifest(self._store.manifest(digest)).files)
+
+        return await anyio.to_thread.run_sync(link)
 
     async def listing(self) -> list[Held]:
         """See `Blocks.listing`."""
@@ -78,6 +87,9 @@ class BlockWork:
                 held=report.held,
                 provided={peer.short: size for peer, size in report.provided.items()},
             )
+        if op == "path":
+            folder = await blocks.path(manifest, progress=lambda done, total, _: tell(done, total))
+            return BlocksReport(manifests=await self._list(manifest), path=str(folder))
         if op == "ls":
             return BlocksReport(manifests=await self._list())
         if op in ("pin", "unpin"):
@@ -88,7 +100,7 @@ class BlockWork:
             return BlocksReport(
                 manifests=await self._list(),
                 gone=[to_id(each) for each in swept.manifests],
-                blocks=swept.blocks,
+                files=swept.files,
                 size=swept.size,
             )
         if op == "verify":

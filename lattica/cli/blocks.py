@@ -33,7 +33,7 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def register_blocks(parser: argparse.ArgumentParser) -> None:
-    """`lattica blocks add|get|ls|pin|unpin|gc|verify`."""
+    """`lattica blocks add|get|path|ls|pin|unpin|gc|verify`."""
     parser.set_defaults(run=_blocks, manifest="", path="", quota=None, pin=False)
     ops = parser.add_subparsers(dest="op", metavar="OPERATION", required=True)
 
@@ -48,6 +48,8 @@ def register_blocks(parser: argparse.ArgumentParser) -> None:
     get = op("get", "fetch what an id names from whoever has it, and write it to a folder")
     get.add_argument("manifest", metavar="ID", help="as `add` prints it: b3-…")
     get.add_argument("path", metavar="FOLDER", type=os.path.abspath, help="made if it is not there")
+    path = op("path", "print a folder with the files as links into the store: no second copy")
+    path.add_argument("manifest", metavar="ID", help="what of it is not here is fetched")
     op("ls", "what is here, whole or in part")
     for name, text in (("pin", "keep it whatever gc makes room for"), ("unpin", "undo pin")):
         op(name, text).add_argument("manifest", metavar="ID")
@@ -58,7 +60,7 @@ def register_blocks(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="also the least recently used, until the rest is at most this, such as 20G",
     )
-    check = op("verify", "read every byte; what is damaged is deleted and can be fetched again")
+    check = op("verify", "read every byte; what is damaged is missing from then on")
     check.add_argument("manifest", metavar="ID", nargs="?", default="", help="default: all")
 
 
@@ -82,7 +84,7 @@ async def _blocks(args: argparse.Namespace) -> None:
         _show(args, report)
     if args.op == "verify" and (report.damaged or report.missing):
         raise ControlError(
-            f"{report.damaged} blocks were damaged and are deleted, {report.missing} are missing; "
+            f"{report.damaged} blocks were damaged, {report.missing} are missing; "
             "fetch them again with: lattica blocks get"
         )
 
@@ -109,7 +111,7 @@ async def _do(args: argparse.Namespace, op: str, tell: Tell) -> BlocksReport:
 @contextlib.contextmanager
 def _bar(args: argparse.Namespace) -> Iterator[Tell]:
     """Shows how far it is, where somebody looks."""
-    if args.json or args.op not in ("add", "get") or not sys.stderr.isatty():
+    if args.json or args.op not in ("add", "get", "path") or not sys.stderr.isatty():
         yield lambda _done, _total: None
         return
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
@@ -122,6 +124,8 @@ def _show(args: argparse.Namespace, report: BlocksReport) -> None:
     out = console()
     if args.op == "add":
         out.print(report.manifests[0].id, markup=False)
+    elif args.op == "path":
+        out.print(report.path, markup=False, soft_wrap=True)
     elif args.op == "get":
         (held,) = report.manifests
         moved = sum(report.provided.values())
@@ -134,7 +138,7 @@ def _show(args: argparse.Namespace, report: BlocksReport) -> None:
         )
     elif args.op == "gc":
         out.print(
-            f"{len(report.gone)} manifests and {report.blocks} blocks are gone, "
+            f"{len(report.gone)} manifests and {report.files} files are gone, "
             f"{size_text(report.size)}; {len(report.manifests)} manifests stay"
         )
     elif args.op == "verify":

@@ -113,11 +113,13 @@ class BlocksReport(msgspec.Struct, frozen=True, kw_only=True):
     """What an operation on blocks has done. Sizes in bytes."""
 
     manifests: list[ManifestReport] = []
+    path: str = ""  # where the files are
     seconds: float = 0.0  # of a fetch
     held: int = 0  # that a fetch did not have to move
     provided: dict[str, int] = {}  # that came, by peer
     gone: list[str] = []  # manifests that were deleted
-    blocks: int = 0  # deleted, or found good
+    files: int = 0  # deleted
+    blocks: int = 0  # found good
     size: int = 0  # of those
     damaged: int = 0
     missing: int = 0

@@ -21,14 +21,16 @@ from lattica.config import StoreConfig
 from lattica.dht import Dht
 from lattica.errors import (
     BlockMissingError,
-    LatticaError,
     StoreError,
 )
 from lattica.identity.keys import PeerId
 from lattica.rpc import Buffer, Rpc
+from lattica.store.announcing import Announcer
 from lattica.store.block_service import SERVICE, BlocksService
-from lattica.store.blockstore import BlockStore, files_of
+from lattica.store.blockstore import BlockStore
+from lattica.store.exporting import block_of
 from lattica.store.fetching import Fetch, Providers
+from lattica.store.intake import files_of
 from lattica.store.manifest import (
     BlockRef,
     FileEntry,
@@ -37,10 +39,9 @@ from lattica.store.manifest import (
     to_hash,
     to_id,
 )
-from lattica.store.source import KIND, Provider, Source, provider_key
+from lattica.store.source import Source
 from lattica.store.sweeping import Held, Swept, Verified, listing, sweep, verify
 
-RETRY_EVERY = 5.0  # seconds between attempts to announce
 DISK_RESERVE = 64 * 1024 * 1024  # bytes left free
 MAX_REPAIRS = 2  # fetches of what was found damaged; a disk that damages more is told
 
@@ -73,13 +74,11 @@ class Blocks:
         self._config = config or StoreConfig()
         self._manifests: dict[str, Manifest] = {}
         self._reports: dict[str, FetchReport] = {}
-        self._unannounced: set[str] = set()
+        self._announcer = Announcer(dht, self.size, self.counters)
+        self._shown: dict[str, contextlib.ExitStack] = {}  # claims of `path`
         self._exporting = anyio.Lock()
-        self._wake = anyio.Event()
         self._store: BlockStore
         self._tasks: anyio.abc.TaskGroup
-        if dht is not None:
-            dht.register_kind(KIND, Provider)
 
     async def __aenter__(self) -> Self:
         """Open the directory and announce what is in it.
@@ -92,7 +91,7 @@ class Blocks:
         self._service = BlocksService(self._store, parallel=self._config.max_serving)
         self._rpc.register(SERVICE, self._service)
         self._tasks = await anyio.create_task_group().__aenter__()
-        self._tasks.start_soon(self._keep_announcing)
+        self._tasks.start_soon(self._announcer.run)
         return self
 
     async def __aexit__(
@@ -103,6 +102,9 @@ class Blocks:
     ) -> bool | None:
         self._rpc.unregister(SERVICE)
         self._tasks.cancel_scope.cancel()
+        for claim in self._shown.values():
+            claim.close()
+        self._shown.clear()
         return await self._tasks.__aexit__(kind, error, traceback)
 
     # ------------------------------------------------------------------------------ adding
@@ -178,6 +180,40 @@ class Blocks:
         report.seconds = time.monotonic() - started
         return Path(dest)
 
+    async def path(
+        self,
+        manifest_id: str,
+        files: Iterable[str] | None = None,
+        progress: Progress | None = None,
+        providers: Sequence[PeerId] = (),
+    ) -> Path:
+        """A folder with the manifest's files (or those named), without a second copy.
+
+        What is not here is fetched as `fetch` does. The files are links to what the store
+        keeps, so they are read-only and can be mapped into memory; `from_pretrained` and
+        `safetensors` take the folder as it is. It stays until this `Blocks` is closed or the
+        manifest removed: `collect` spares it, also of another process.
+
+        Raises:
+            BlockMissingError, BlockCorruptError, StoreError: see `fetch`.
+        """
+        source = self._source(manifest_id, providers)
+        async with self._using(manifest_id):
+            manifest = await self._manifest(source)
+            chosen = manifest.select(None if files is None else list(files))
+
+            async def link() -> Path:
+                return await anyio.to_thread.run_sync(
+                    self._store.link, to_hash(manifest_id), chosen
+                )
+
+            folder = await self._fetch_and(link, source, chosen, progress, copies=1)
+            if manifest_id not in self._shown:
+                self._shown[manifest_id] = claim = contextlib.ExitStack()
+                using = self._store.claims.using(to_hash(manifest_id))
+                await anyio.to_thread.run_sync(claim.enter_context, using)
+        return folder
+
     async def fetch_bytes(
         self, manifest_id: str, providers: Sequence[PeerId] = (), progress: Progress | None = None
     ) -> bytes:
@@ -191,11 +227,11 @@ class Blocks:
             manifest = await self._manifest(source)
             if len(manifest.files) != 1:
                 raise StoreError(f"{manifest_id} has {len(manifest.files)} files; use fetch()")
-            blocks = [block.hash for block in manifest.files[0].blocks]
+            content = self._store.content(manifest.files[0])
 
             async def join() -> bytes:
                 return await anyio.to_thread.run_sync(
-                    lambda: b"".join(self._store.read(digest) for digest in blocks)
+                    lambda: b"".join(block_of(content, at) for at in range(len(content.blocks)))
                 )
 
             return await self._fetch_and(join, source, manifest.files, progress, copies=1)
@@ -211,9 +247,14 @@ class Blocks:
     # ------------------------------------------------------------------------------ asking
 
     def has(self, manifest_id: str) -> bool:
-        """Whether all its blocks are here."""
+        """Whether all its files are here."""
         manifest = self._manifests.get(manifest_id)
-        return manifest is not None and not self._lacking(manifest.files)
+        return manifest is not None and all(self._is_whole(file) for file in manifest.files)
+
+    def _is_whole(self, file: FileEntry) -> bool:
+        content = self._store.content(file)
+        content.refresh()
+        return content.is_whole
 
     def size(self, manifest_id: str) -> int:
         """Bytes of all its files.
@@ -256,8 +297,8 @@ class Blocks:
     async def collect(self, quota: int | None = None) -> Swept:
         """Delete the least recently used until what is kept is `quota` bytes.
 
-        What is pinned, or used by any process, stays. With None only blocks that no manifest
-        names are deleted.
+        What is pinned, or used by any process, stays. With None only what no manifest
+        names is deleted.
         """
         swept = await anyio.to_thread.run_sync(sweep, self._store, quota)
         for digest in swept.manifests:
@@ -265,7 +306,7 @@ class Blocks:
         return swept
 
     async def verify(self, manifest_id: str | None = None) -> Verified:
-        """Read every block, or those of one manifest; what is damaged is deleted.
+        """Read every block, or those of one manifest; what is damaged is fetched when asked for.
 
         Raises:
             BlockMissingError: the manifest is not here.
@@ -274,8 +315,10 @@ class Blocks:
         return await anyio.to_thread.run_sync(verify, self._store, digest)
 
     async def remove(self, manifest_id: str) -> None:
-        """Provide it no more, and delete the blocks that no other manifest here has."""
+        """Provide it no more, and delete the files that no other manifest here has."""
         digest = to_hash(manifest_id)
+        if (claim := self._shown.pop(manifest_id, None)) is not None:
+            claim.close()
         await self._forget(manifest_id)
         await anyio.to_thread.run_sync(self._store.remove, digest)
 
@@ -297,10 +340,8 @@ class Blocks:
         return await self._client(peer, self._config.block_timeout).manifest(digest)
 
     async def _forget(self, manifest_id: str) -> None:
-        self._unannounced.discard(manifest_id)
         self._manifests.pop(manifest_id, None)
-        if self._dht is not None:
-            await self._dht.remove(provider_key(manifest_id), KIND)
+        await self._announcer.forget(manifest_id)
 
     @contextlib.asynccontextmanager
     async def _using(self, manifest_id: str) -> AsyncIterator[None]:
@@ -311,11 +352,15 @@ class Blocks:
             await anyio.to_thread.run_sync(claim.enter_context, self._store.claims.using(digest))
             if not await anyio.to_thread.run_sync(self._store.has_manifest, digest):
                 self._manifests.pop(manifest_id, None)  # another process has swept it away
-            yield
             self._store.touch(digest)
+            yield
+            if not self._store.is_unwanted(digest):
+                self._store.touch(digest)
 
     def _load(self) -> None:
         for digest in self._store.manifests():
+            if self._store.is_unwanted(digest):
+                continue
             try:
                 manifest = decode_manifest(self._store.manifest(digest))
             except StoreError:
@@ -323,19 +368,14 @@ class Blocks:
                 continue
             manifest_id = to_id(digest)
             self._manifests[manifest_id] = manifest
-            blocks = (block for file in manifest.files for block in file.blocks)
-            if any(self._store.has(block) for block in blocks):
-                self._unannounced.add(manifest_id)
+            if any(self._store.content(file).here() for file in manifest.files):
+                self._announcer.later(manifest_id)
 
     async def _added(self, digest: bytes, manifest: Manifest) -> str:
         manifest_id = to_id(digest)
         self._manifests[manifest_id] = manifest
-        await self._announce(manifest_id)
+        await self._announcer.now(manifest_id)
         return manifest_id
-
-    def _lacking(self, files: Iterable[FileEntry]) -> list[BlockRef]:
-        blocks = dict.fromkeys(block for file in files for block in file.blocks)
-        return [block for block in blocks if not self._store.has(block)]
 
     async def _fetch_and(
         self,
@@ -366,15 +406,16 @@ class Blocks:
         *,
         copies: int,
     ) -> None:
-        wanted = await anyio.to_thread.run_sync(self._lacking, files)
+        filling = await anyio.to_thread.run_sync(self._store.fill, files, _tick)
         total = sum(file.size for file in files)
-        missing = sum(block.size for block in wanted)
-        report = FetchReport(total=total, held=total - missing)
-        self._reports[source.manifest_id] = report
-        needed = missing + (copies - 1) * total
+        needed = filling.size + (copies - 1) * total
         free = await anyio.to_thread.run_sync(self._store.free)
         if needed > free - DISK_RESERVE:
             raise StoreError(f"{source.manifest_id} needs {needed} bytes; the disk has {free}")
+        await anyio.to_thread.run_sync(filling.copy, _tick)
+        wanted = filling.wanted()
+        report = FetchReport(total=total, held=total - sum(block.size for block in wanted))
+        self._reports[source.manifest_id] = report
         if progress is not None:
             progress(report.held, total, None)
 
@@ -385,8 +426,7 @@ class Blocks:
 
         fetch = Fetch(
             source.manifest_id,
-            wanted,
-            self._store,
+            filling,
             source.providers,
             self._config,
             read=self._read,
@@ -395,7 +435,8 @@ class Blocks:
         )
         if wanted:
             await fetch.run(await source.first())
-        await self._announce(source.manifest_id)
+        await anyio.to_thread.run_sync(filling.complete)
+        await self._announcer.now(source.manifest_id)
 
     async def _read(self, peer: PeerId, digest: bytes, timeout: float) -> Buffer:
         return await self._client(peer, timeout).read(digest)
@@ -403,29 +444,10 @@ class Blocks:
     def _client(self, peer: PeerId, timeout: float) -> BlocksService:
         return self._rpc.client(peer, BlocksService, SERVICE, timeout=timeout)
 
-    async def _announce(self, manifest_id: str) -> None:
-        if self._dht is None:
-            return
-        manifest = self._manifests[manifest_id]
-        try:
-            told = await self._dht.put(provider_key(manifest_id), KIND, Provider(manifest.size))
-        except LatticaError as error:
-            self.counters[f"announce:{type(error).__name__}"] += 1
-            told = 0
-        if told:
-            self._unannounced.discard(manifest_id)
-        else:  # alone, for now
-            self._unannounced.add(manifest_id)
-            self._wake.set()
 
-    async def _keep_announcing(self) -> None:
-        while True:
-            for manifest_id in tuple(self._unannounced):
-                await self._announce(manifest_id)
-            self._wake = anyio.Event()
-            if not self._unannounced:
-                await self._wake.wait()
-            await anyio.sleep(RETRY_EVERY)
+def _tick(_: int) -> None:
+    """Let work in a thread end when its task is cancelled."""
+    anyio.from_thread.check_cancelled()
 
 
 def _size_of(source: Path) -> int:

@@ -20,7 +20,7 @@ from lattica.errors import (
 )
 from lattica.identity.keys import PeerId
 from lattica.rpc import Buffer
-from lattica.store.blockstore import BlockStore
+from lattica.store.filling import Filling
 from lattica.store.manifest import BlockRef
 
 MAX_PROVIDERS = 16  # asked in one round
@@ -117,8 +117,7 @@ class Fetch:
     def __init__(
         self,
         name: str,
-        wanted: Iterable[BlockRef],
-        store: BlockStore,
+        filling: Filling,
         providers: Providers,
         config: StoreConfig,
         *,
@@ -128,10 +127,10 @@ class Fetch:
     ) -> None:
         """`name` is what errors call it; `find()` looks up who provides it."""
         self._name = name
-        self._queue = deque(wanted)
+        self._queue = deque(filling.wanted())
         self._pending = {block.hash for block in self._queue}
         self._disk_error: StoreError | None = None
-        self._store = store
+        self._filling = filling
         self._providers = providers
         self._config = config
         self._read = read
@@ -200,7 +199,7 @@ class Fetch:
             data = await self._ask(peer, block, lacking)
             if data is not None:
                 try:
-                    await anyio.to_thread.run_sync(self._store.write, block, data)
+                    await anyio.to_thread.run_sync(self._filling.write, block, data)
                 except BlockCorruptError:
                     self._providers.lied(peer)
                     data = None

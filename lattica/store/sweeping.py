@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections import Counter
 
 import msgspec
 
 from lattica.errors import BlockMissingError, StoreError
 from lattica.store.blockstore import BlockStore
+from lattica.store.content import Content, key_of
 from lattica.store.manifest import Manifest, decode_manifest
 
 
@@ -16,7 +17,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
 
     digest: bytes
     manifest: Manifest
-    here: int  # bytes of its blocks that are here
+    here: int  # bytes of its files that are here
     is_pinned: bool
     used: float  # when it was last added, fetched or read; seconds since the Unix epoch
 
@@ -25,8 +26,8 @@ class Swept(msgspec.Struct, frozen=True, kw_only=True):
     """What was deleted."""
 
     manifests: tuple[bytes, ...]
-    blocks: int
-    size: int  # bytes of blocks
+    files: int  # their contents, each once
+    size: int  # bytes of them
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +35,7 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
 
     blocks: int  # good ones
     size: int  # bytes of them
-    damaged: int  # deleted, so that they are fetched again
+    damaged: int  # not here any more, so that they are fetched again
     missing: int
 
 
@@ -47,13 +48,14 @@ def listing(store: BlockStore) -> list[Held]:
             manifest = decode_manifest(store.manifest(digest))
         except StoreError:
             continue
-        blocks = {block.hash: block for file in manifest.files for block in file.blocks}
-        here = sum(block.size for block in blocks.values() if store.has(block))
+        contents = _contents(store, manifest)
+        for content in contents.values():
+            content.refresh()
         found.append(
             Held(
                 digest=digest,
                 manifest=manifest,
-                here=here,
+                here=sum(contents[key_of(file)].here() for file in manifest.files),
                 is_pinned=digest in pins,
                 used=store.used(digest),
             )
@@ -62,24 +64,24 @@ def listing(store: BlockStore) -> list[Held]:
 
 
 def sweep(store: BlockStore, quota: int | None) -> Swept:
-    """Delete blocks that no manifest names, and manifests until the rest is `quota` bytes.
+    """Delete contents that no manifest names, and manifests until the rest is `quota` bytes.
 
     The least recently used go first. What is pinned, or used by any process, stays, also where
-    that is more than the quota. With None only what no manifest names is deleted.
+    that is more than the quota. With None only what was removed, or no manifest names, is deleted.
     """
     with store.claims.sweeping():
+        in_use = store.claims.in_use()
+        for digest in store.manifests():
+            if store.is_unwanted(digest) and digest not in in_use:
+                store.forget(digest)
+        held = listing(store)
+        users = Counter(key for each in held for key in _keys(each.manifest))
+        sizes: Counter[str] = Counter()
+        for key, size in store.contents():
+            sizes[key] += size
         gone = []
         if quota is not None:
-            in_use = store.claims.in_use()
-            held = listing(store)
-            shared: dict[bytes, int] = {}  # by how many manifests each block is named
-            sizes: dict[bytes, int] = {}
-            for each in held:
-                for block in _blocks(each.manifest):
-                    shared[block] = shared.get(block, 0) + 1
-            for file in (file for each in held for file in each.manifest.files):
-                sizes.update((b.hash, b.size) for b in file.blocks if store.has(b))
-            total = sum(sizes.values())
+            total = sum(size for key, size in sizes.items() if users[key])
             for each in reversed(held):
                 if total <= quota:
                     break
@@ -87,28 +89,25 @@ def sweep(store: BlockStore, quota: int | None) -> Swept:
                     continue
                 store.forget(each.digest)
                 gone.append(each.digest)
-                for block in _blocks(each.manifest):
-                    shared[block] -= 1
-                    if not shared[block]:
-                        total -= sizes.get(block, 0)
-        named = {block for each in listing(store) for block in _blocks(each.manifest)}
-        blocks = size = 0
-        for digest, nbytes in store.blocks():
-            if digest not in named:
-                store.drop(digest)
-                blocks, size = blocks + 1, size + nbytes
-        return Swept(manifests=tuple(gone), blocks=blocks, size=size)
+                for key in _keys(each.manifest):
+                    users[key] -= 1
+                    if not users[key]:
+                        total -= sizes[key]
+        unnamed = {key: size for key, size in sizes.items() if not users[key]}
+        for key in unnamed:
+            store.drop(key)
+        return Swept(manifests=tuple(gone), files=len(unnamed), size=sum(unnamed.values()))
 
 
 def verify(store: BlockStore, digest: bytes | None = None) -> Verified:
-    """Read every block, or those of one manifest, and delete what is damaged.
+    """Read every block, or those of one manifest; damaged ones are from then on not here.
 
     Raises:
         BlockMissingError: the manifest is not here.
     """
     chosen = store.manifests() if digest is None else [digest]
     good = size = damaged = missing = 0
-    seen: set[bytes] = set()
+    seen: set[str] = set()
     for each in chosen:
         try:
             manifest = decode_manifest(store.manifest(each))
@@ -117,18 +116,24 @@ def verify(store: BlockStore, digest: bytes | None = None) -> Verified:
                 raise
             damaged += 1
             continue
-        for block in (block for file in manifest.files for block in file.blocks):
-            if block.hash in seen:
+        for key, content in _contents(store, manifest).items():
+            if key in seen:
                 continue
-            seen.add(block.hash)
-            was_here = store.has(block)
-            with contextlib.suppress(BlockMissingError):
-                size += len(store.read(block.hash))
-                good += 1
-                continue
-            damaged, missing = damaged + was_here, missing + (not was_here)
+            seen.add(key)
+            content.settle()
+            for index, block in enumerate(content.blocks):
+                if not content.has(index):
+                    missing += 1
+                elif content.read(index) is None:
+                    damaged += 1
+                else:
+                    good, size = good + 1, size + block.size
     return Verified(blocks=good, size=size, damaged=damaged, missing=missing)
 
 
-def _blocks(manifest: Manifest) -> set[bytes]:
-    return {block.hash for file in manifest.files for block in file.blocks}
+def _contents(store: BlockStore, manifest: Manifest) -> dict[str, Content]:
+    return {key_of(file): store.content(file) for file in manifest.files}
+
+
+def _keys(manifest: Manifest) -> set[str]:
+    return {key_of(file) for file in manifest.files}

@@ -53,6 +53,8 @@ def test_what_one_machine_adds_another_gets(pair: Pair, folder: Path, tmp_path: 
         folder / "weights.bin"
     ).read_bytes()
     assert (tmp_path / "there" / "deep" / "config.json").read_text() == "{}"
+    shown = lattica("blocks", "path", manifest, home=beta.home)
+    assert _files(Path(shown.stdout.strip())) == _files(folder)
     again = lattica("blocks", "get", manifest, str(tmp_path / "twice"), home=beta.home)
     assert "2.9 MiB were here, 0 B came" in again.stdout
     (listed,) = [each for each in blocks(beta.home, "ls")["manifests"] if each["id"] == manifest]
@@ -76,8 +78,10 @@ def test_damage_is_found_told_and_mended(pair: Pair, folder: Path, tmp_path: Pat
     blocks(beta.home, "gc", "--quota", "0")
     manifest = blocks(alpha.home, "add", str(folder))["manifests"][0]["id"]
     blocks(beta.home, "get", manifest, str(tmp_path / "there"))
-    victim = max((beta.home / "store" / "blocks" / "blocks").rglob("*"), key=_size)
-    victim.write_bytes(bytes(_size(victim)))
+    victim = max((beta.home / "store" / "blocks" / "files").rglob("*"), key=_size)
+    victim.chmod(0o644)
+    with victim.open("r+b") as file:
+        file.write(bytes(1_048_576))
     found = lattica("blocks", "verify", manifest, home=beta.home)
     assert found.returncode == 1
     assert "1 blocks were damaged" in found.stderr
@@ -103,6 +107,8 @@ def test_a_store_is_of_use_where_no_peer_runs(pair: Pair, folder: Path, tmp_path
     manifest = blocks(home, "add", str(folder), "--pin")["manifests"][0]["id"]
     assert blocks(home, "gc", "--quota", "0")["gone"] == []
     assert blocks(home, "verify")["blocks"] == 4
+    shown = lattica("blocks", "path", manifest, home=home)
+    assert _files(Path(shown.stdout.strip())) == _files(folder)
     answer = lattica("blocks", "get", manifest, str(tmp_path / "there"), home=home)
     assert answer.returncode == 1
     assert "lattica up" in answer.stderr
@@ -128,3 +134,8 @@ def test_wrong_words_are_told(words: tuple[str, ...], says: str, tmp_path: Path)
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}

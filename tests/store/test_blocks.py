@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
+from safetensors import safe_open
 
 from lattica.clock import ManualClock
 from lattica.config import KIB, StoreConfig
@@ -28,8 +29,11 @@ from lattica.rpc import Buffer, Rpc, method
 from lattica.store import Blocks, FileEntry, Manifest
 from lattica.store.block_service import SERVICE, BlocksService
 from lattica.store.blockstore import BlockStore
+from lattica.store.content import Content
 from lattica.store.manifest import Hash, hash_of, to_id
 from lattica.store.sweeping import sweep
+from tests.store import damage
+from tests.store.damage import lose, spoil
 from tests.store.mesh import NOW, home, identity, membership
 from tests.store.test_manifest import noise, write_safetensors
 
@@ -87,9 +91,8 @@ def serve(blocks: Blocks, service: BlocksService) -> None:
 
 
 def good_bytes(base: Path, number: int) -> bool:
-    """Whether every block that can be read back has the bytes of its name."""
-    found = [path for path in (home(base, number) / "blocks").rglob("*") if path.is_file()]
-    return all(hash_of(path.read_bytes()).hex() == path.name for path in found)
+    """Whether whatever can be read back at a peer has the bytes of its name."""
+    return damage.good_bytes(home(base, number))
 
 
 async def test_bytes_go_from_peer_to_peer_through_the_dht_alone(tmp_path):
@@ -191,6 +194,30 @@ async def test_a_new_version_costs_only_what_changed(tmp_path):
         assert two.report(name).held == path.stat().st_size - 200_000
 
 
+async def test_a_model_is_mapped_from_the_store_itself(tmp_path):
+    source = tmp_path / "model"
+    source.mkdir()
+    tensors = {f"t{n}": noise(n, 200_000) for n in range(4)}
+    write_safetensors(source / "model.safetensors", tensors)
+    (source / "config.json").write_text("{}")
+    async with peers(tmp_path, 2) as (one, two):
+        name = await one.add(source)
+        folder = await two.path(name, files=["config.json"], providers=[id_of(1)])
+        assert [path.name for path in folder.iterdir()] == ["config.json"]
+        assert await two.path(name, providers=[id_of(1)]) == folder
+        with safe_open(folder / "model.safetensors", "numpy") as mapped:
+            assert {key: mapped.get_tensor(key).tobytes() for key in tensors} == tensors
+        files = [path for path in home(tmp_path, 2).rglob("*") if path.is_file()]
+        on_disk = {path.stat().st_ino: path.stat().st_size for path in files}
+        assert sum(on_disk.values()) < two.size(name) + 10_000, "there is one copy"
+        # It is spared for as long as somebody may map it, by other processes too.
+        other = BlockStore(two._directory)
+        assert sweep(other, 0).manifests == ()
+        await two.remove(name)
+        assert not folder.exists()
+        assert list(other.contents()) == []
+
+
 class Liar(BlocksService):
     """Right manifests, wrong bytes."""
 
@@ -249,12 +276,13 @@ async def test_a_block_that_nobody_has_is_missing_after_all_were_asked(tmp_path)
         await two.add_bytes(DATA)
         block = one._manifests[name].files[0].blocks[3]
         for blocks in (one, two):
-            blocks._store._path(block.hash).unlink()
+            lose(blocks._store, block.hash)
         with pytest.raises(BlockMissingError, match=name) as caught:
             await three.fetch_bytes(name, providers=[id_of(1), id_of(2)])
         assert id_of(1).short in str(caught.value)
         assert id_of(2).short in str(caught.value)
-        assert len(three._lacking(three._manifests[name].files)) == 1, "the rest is kept"
+        filling = three._store.fill(three._manifests[name].files)
+        assert filling.wanted() == [block], "the rest is kept"
 
 
 async def test_providers_with_different_halves_complete_each_other(tmp_path):
@@ -262,7 +290,7 @@ async def test_providers_with_different_halves_complete_each_other(tmp_path):
         name = await one.add_bytes(DATA)
         await two.add_bytes(DATA)
         for number, block in enumerate(one._manifests[name].files[0].blocks):
-            (one, two)[number % 2]._store._path(block.hash).unlink()
+            lose((one, two)[number % 2]._store, block.hash)
         assert await three.fetch_bytes(name, providers=[id_of(1), id_of(2)]) == DATA
 
 
@@ -412,7 +440,7 @@ async def test_a_disk_that_fills_up_ends_the_fetch_with_the_reason(tmp_path, mon
         def full(*_: object) -> None:
             raise StoreError("disk full")
 
-        monkeypatch.setattr(two._store, "write", full)
+        monkeypatch.setattr(Content, "write", full)
         with pytest.raises(StoreError, match="disk full"):
             await two.fetch_bytes(name, providers=[id_of(1)])
         assert two.banned == set()
@@ -422,9 +450,8 @@ async def test_blocks_that_the_disk_damaged_are_fetched_again_and_no_others(tmp_
     async with peers(tmp_path, 2) as (one, two):
         name = await one.add_bytes(DATA)
         assert await two.fetch_bytes(name, providers=[id_of(1)]) == DATA
-        found = (home(tmp_path, 2) / "blocks").rglob("*")
-        for path in sorted(path for path in found if path.stat().st_size == CONFIG.block)[:2]:
-            path.write_bytes(bytes(CONFIG.block))
+        for block in two._manifests[name].files[0].blocks[3:5]:
+            spoil(two._store, block.hash)
         assert await two.fetch_bytes(name, providers=[id_of(1)]) == DATA
         assert two.report(name).provided == {id_of(1): 2 * CONFIG.block}
         assert good_bytes(tmp_path, 2)
@@ -433,8 +460,7 @@ async def test_blocks_that_the_disk_damaged_are_fetched_again_and_no_others(tmp_
 async def test_a_damaged_block_that_nobody_gives_is_told(tmp_path):
     async with peers(tmp_path, 2) as (one, _):
         name = await one.add_bytes(DATA)
-        found = (home(tmp_path, 1) / "blocks").rglob("*")
-        next(p for p in found if p.stat().st_size == CONFIG.block).write_bytes(bytes(CONFIG.block))
+        spoil(one._store, one._manifests[name].files[0].blocks[3].hash)
         with pytest.raises(BlockMissingError, match=name):
             await one.fetch(name, tmp_path / "out")
 
@@ -490,5 +516,5 @@ async def test_what_another_process_has_swept_away_is_fetched_again_and_kept(
         other = BlockStore(taker._directory)
         assert len(sweep(other, 0).manifests) == 1
         assert await taker.fetch_bytes(manifest, [id_of(1)]) == DATA
-        assert sweep(other, None).blocks == 0  # they are named by a manifest again
+        assert sweep(other, None).files == 0  # they are named by a manifest again
         assert await taker.fetch_bytes(manifest) == DATA

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lattica.config import KIB
 from lattica.errors import BlockCorruptError, BlockMissingError, StoreError
+from lattica.store import content as content_module
 from lattica.store.blockstore import BlockStore
 from lattica.store.cutting import cut
 from lattica.store.manifest import (
@@ -26,6 +27,7 @@ from lattica.store.manifest import (
     to_hash,
     to_id,
 )
+from tests.store.damage import has, lose, spoil
 
 BLOCK = 256 * KIB
 
@@ -214,42 +216,174 @@ def test_nothing_to_add_is_told(tmp_path, what):
         BlockStore(tmp_path / "store").add(tmp_path / what, BLOCK, nothing)
 
 
+GOOD = BlockRef(hash_of(b"good"), 4)
+FILE = FileEntry("f", 4, (GOOD,))
+
+
+def with_manifest(directory: Path, *files: FileEntry) -> BlockStore:
+    """A store that knows of these files, and has none of their bytes."""
+    store = BlockStore(directory)
+    data = Manifest(files).encode()
+    store.write_manifest(hash_of(data), data)
+    return store
+
+
 def test_wrong_bytes_are_never_kept(tmp_path):
-    store = BlockStore(tmp_path)
-    ref = BlockRef(hash_of(b"good"), 4)
+    store = with_manifest(tmp_path, FILE)
+    filling = store.fill([FILE])
     for data in (b"evil", b"go", b"good and more"):
         with pytest.raises(BlockCorruptError):
-            store.write(ref, data)
-    assert not store.has(ref)
+            filling.write(GOOD, data)
+    assert not has(store, GOOD.hash)
+    assert not filling.complete()
+    with pytest.raises(BlockMissingError):
+        store.read(GOOD.hash)
     with pytest.raises(BlockCorruptError):
         store.write_manifest(hash_of(b"x"), b"y")
-    assert store.manifests() == []
+    assert len(store.manifests()) == 1
 
 
 def test_a_block_that_went_bad_on_disk_is_not_served(tmp_path):
-    store = BlockStore(tmp_path)
-    ref = BlockRef(hash_of(b"good"), 4)
-    store.write(ref, b"good")
-    next((tmp_path / "blocks").rglob(ref.hash.hex())).write_bytes(b"evil")
+    store = with_manifest(tmp_path, FILE)
+    filling = store.fill([FILE])
+    filling.write(GOOD, b"good")
+    assert filling.complete()
+    spoil(store, GOOD.hash)
     with pytest.raises(BlockMissingError, match="damaged"):
-        store.read(ref.hash)
-    assert not store.has(ref)
-    store.write(ref, b"good")
-    assert store.read(ref.hash) == b"good"
+        store.read(GOOD.hash)
+    assert not has(store, GOOD.hash)
+    filling = store.fill([FILE])
+    assert filling.wanted() == [GOOD]
+    filling.write(GOOD, b"good")
+    assert filling.complete()
+    assert store.read(GOOD.hash) == b"good"
 
 
-def test_half_written_files_are_cleared_and_a_short_block_is_not_here(tmp_path):
+def test_half_written_files_are_cleared_and_a_short_file_is_not_here(tmp_path):
     store = BlockStore(tmp_path)
-    ref = BlockRef(hash_of(b"good"), 4)
-    store.write(ref, b"good")
+    _, manifest = store.add_bytes(b"good", BLOCK)
     (tmp_path / "tmp" / "1-1").write_bytes(b"ha")
     (tmp_path / "manifests" / "junk").write_bytes(b"")
-    path = next((tmp_path / "blocks").rglob(ref.hash.hex()))
-    path.write_bytes(b"go")  # what a file system without our fsync could leave
+    content = store.content(manifest.files[0])
+    content.path.unlink()
+    content.path.write_bytes(b"go")  # what a file system without our fsync could leave
     store = BlockStore(tmp_path)
-    assert not store.has(ref)
+    assert not store.content(manifest.files[0]).is_whole
     assert list((tmp_path / "tmp").iterdir()) == []
-    assert store.manifests() == []
+    assert len(store.manifests()) == 1
+
+
+def test_what_a_part_has_is_found_again_and_nothing_else(tmp_path):
+    data = [noise(number, BLOCK) for number in range(4)]
+    refs = tuple(BlockRef(hash_of(each), BLOCK) for each in data)
+    file = FileEntry("f", 4 * BLOCK, refs)
+    filling = with_manifest(tmp_path, file).fill([file])
+    for number in (0, 1, 3):
+        filling.write(refs[number], data[number])
+    # A crash: one block has reached the disk in part.
+    store = BlockStore(tmp_path)
+    with store.content(file)._part.open("r+b") as part:
+        part.seek(BLOCK + 4096)
+        part.write(bytes(4096))
+    with pytest.raises(BlockMissingError):
+        store.read(refs[1].hash)
+    assert store.read(refs[3].hash) == data[3], "a part is read from, but only what is good"
+    filling = BlockStore(tmp_path).fill([file])
+    assert filling.wanted() == [refs[1], refs[2]]
+    for number in (1, 2):
+        filling.write(refs[number], data[number])
+    assert filling.complete()
+    assert store.content(file).path.read_bytes() == b"".join(data)
+    assert store.read(refs[1].hash) == data[1], "another process learns of it"
+
+
+def test_a_new_version_takes_what_the_old_has(tmp_path):
+    data = [noise(number, BLOCK) for number in range(5)]
+    store = BlockStore(tmp_path)
+    store.add_bytes(b"".join(data[:4]), BLOCK)
+    refs = [BlockRef(hash_of(each), BLOCK) for each in data]
+    file = FileEntry("new", 4 * BLOCK, (refs[4], refs[1], refs[2], refs[1]))
+    filling = store.fill([file])
+    assert filling.size == 4 * BLOCK
+    filling.copy(nothing)
+    assert filling.wanted() == [refs[4]]
+    filling.write(refs[4], data[4])
+    assert filling.complete()
+    assert store.content(file).path.read_bytes() == data[4] + data[1] + data[2] + data[1]
+
+
+def test_what_is_added_again_is_not_written_again(tmp_path):
+    store = BlockStore(tmp_path / "store")
+    (tmp_path / "f").write_bytes(noise(1, 3 * BLOCK))
+    _, manifest = store.add(tmp_path / "f", BLOCK, nothing)
+    path = store.content(manifest.files[0]).path
+    assert path.read_bytes() == noise(1, 3 * BLOCK)
+    assert path.stat().st_mode & 0o777 == 0o444
+    before = path.stat().st_ino
+    assert store.add(tmp_path / "f", BLOCK, nothing)[1] == manifest
+    assert path.stat().st_ino == before
+    (tmp_path / "f").write_bytes(noise(1, 2 * BLOCK) + noise(2, BLOCK))
+    _, other = store.add(tmp_path / "f", BLOCK, nothing)
+    assert store.content(other.files[0]).path.read_bytes() == (tmp_path / "f").read_bytes()
+
+
+def test_a_store_links_to_whole_files_only(tmp_path):
+    store = BlockStore(tmp_path / "store")
+    (tmp_path / "source/sub").mkdir(parents=True)
+    (tmp_path / "source/sub/file").write_bytes(noise(1, 2 * BLOCK))
+    digest, manifest = store.add(tmp_path / "source", BLOCK, nothing)
+    folder = store.link(digest, manifest.files)
+    assert store.link(digest, manifest.files) == folder
+    assert (folder / "sub/file").read_bytes() == noise(1, 2 * BLOCK)
+    assert (folder / "sub/file").samefile(store.content(manifest.files[0]).path)
+    # What is found to be damaged is not shown any more, through links that exist either.
+    lose(store, manifest.files[0].blocks[1].hash)
+    assert not (folder / "sub/file").exists()
+    with pytest.raises(BlockMissingError, match="sub/file"):
+        store.link(digest, manifest.files)
+    store.remove(digest)
+    assert not folder.exists()
+
+
+def old_layout(directory: Path, store: BlockStore) -> None:
+    """Make a store's files what they were: each block a file."""
+    for content in store._index.contents():
+        data, at = content.path.read_bytes(), 0
+        for block in content.blocks:
+            path = directory / "blocks" / block.hash.hex()[:2] / block.hash.hex()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data[at : at + block.size])
+            at += block.size
+        content.path.unlink()
+
+
+def test_a_store_of_the_old_layout_is_taken_over(tmp_path):
+    store = BlockStore(tmp_path)
+    shared = noise(1, BLOCK)
+    _, one = store.add_bytes(shared + noise(2, 1000), BLOCK)
+    _, two = store.add_bytes(shared + noise(3, 1000), BLOCK)
+    old_layout(tmp_path, store)
+    bad = two.files[0].blocks[1].hash.hex()
+    (tmp_path / "blocks" / bad[:2] / bad).write_bytes(bytes(1000))
+    store = BlockStore(tmp_path)
+    assert not (tmp_path / "blocks").exists()
+    assert store.content(one.files[0]).path.read_bytes() == shared + noise(2, 1000)
+    assert store.fill(two.files).wanted() == [two.files[0].blocks[1]]
+
+
+def test_an_old_store_that_does_not_fit_is_told_and_lost_nothing(tmp_path, monkeypatch):
+    store = BlockStore(tmp_path)
+    _, manifest = store.add_bytes(noise(1, 2 * BLOCK), BLOCK)
+    old_layout(tmp_path, store)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(content_module, "write_at", full)
+    with pytest.raises(StoreError, match="make room"):
+        BlockStore(tmp_path)
+    monkeypatch.undo()
+    assert BlockStore(tmp_path).content(manifest.files[0]).is_whole
 
 
 def test_a_link_out_of_the_destination_is_not_followed(tmp_path):
@@ -270,23 +404,27 @@ def test_export_without_a_block_leaves_the_old_file(tmp_path):
     _, manifest = store.add_bytes(noise(1, 600_000), BLOCK)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/bytes").write_text("old")
-    last = manifest.files[0].blocks[-1].hash.hex()
-    next((tmp_path / "store/blocks").rglob(last)).unlink()
+    lose(store, manifest.files[0].blocks[-1].hash)
     with pytest.raises(BlockMissingError):
         store.export(manifest.files, tmp_path / "out")
     assert (tmp_path / "out/bytes").read_text() == "old"
 
 
 def test_removing_keeps_what_others_share(tmp_path):
-    store = BlockStore(tmp_path)
-    shared, own = noise(1, BLOCK), noise(2, BLOCK)
-    first, one = store.add_bytes(shared + own, BLOCK)
-    second, two = store.add_bytes(shared, BLOCK)
+    store = BlockStore(tmp_path / "store")
+    (tmp_path / "folder").mkdir()
+    for name, data in (("shared", noise(1, BLOCK)), ("own", noise(2, BLOCK))):
+        (tmp_path / "folder" / name).write_bytes(data)
+    first, both = store.add(tmp_path / "folder", BLOCK, nothing)
+    second, one = store.add(tmp_path / "folder/shared", BLOCK, nothing)
     store.remove(first)
     store.remove(first)
     assert store.manifests() == [second]
-    assert all(store.has(block) for block in two.files[0].blocks)
-    assert not store.has(one.files[0].blocks[1])
+    assert store.content(one.files[0]).is_whole
+    own = next(file for file in both.files if file.path == "own")
+    assert not store.content(own).is_whole
+    with pytest.raises(BlockMissingError):
+        store.read(own.blocks[0].hash)
 
 
 def test_a_directory_that_cannot_be_used_is_told(tmp_path):

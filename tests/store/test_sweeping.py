@@ -13,10 +13,11 @@ from typing import BinaryIO
 import pytest
 
 from lattica.errors import BlockMissingError
-from lattica.store import blockstore
+from lattica.store import exporting
 from lattica.store.blockstore import BlockStore
-from lattica.store.manifest import BlockRef, hash_of
+from lattica.store.manifest import BlockRef, FileEntry, Manifest, decode_manifest, hash_of
 from lattica.store.sweeping import listing, sweep, verify
+from tests.store.damage import spoil
 from tests.store.test_manifest import noise
 
 BLOCK = 64 * 1024
@@ -42,7 +43,7 @@ def test_the_least_recently_used_go_first_until_the_rest_has_room(store: BlockSt
     old, middle, new = (add(store, number, used=1000.0 + number) for number in range(3))
     swept = sweep(store, 2 * SIZE)
     assert swept.manifests == (old,)
-    assert (swept.blocks, swept.size) == (3, SIZE)
+    assert (swept.files, swept.size) == (1, SIZE)
     assert kept(store) == {middle, new}
     assert verify(store).missing == 0
     assert sweep(store, 2 * SIZE).manifests == ()
@@ -59,14 +60,16 @@ def test_what_is_pinned_stays_also_above_the_quota(store: BlockStore) -> None:
         store.pin(old)
 
 
-def test_a_block_that_another_manifest_has_stays(store: BlockStore) -> None:
-    data = noise(1, SIZE)
-    one, _ = store.add_bytes(data, BLOCK)
-    other, _ = store.add_bytes(data[: 2 * BLOCK] + noise(2, BLOCK), BLOCK)
+def test_a_file_that_another_manifest_has_stays(store: BlockStore, tmp_path: Path) -> None:
+    (tmp_path / "both").mkdir()
+    for number, name in enumerate(("shared", "own")):
+        (tmp_path / "both" / name).write_bytes(noise(number, SIZE))
+    one, _ = store.add(tmp_path / "both", BLOCK, lambda _: None)
+    other, _ = store.add(tmp_path / "both" / "shared", BLOCK, lambda _: None)
     os.utime(store._manifests / one.hex(), (1000.0, 1000.0))
     swept = sweep(store, SIZE)
     assert swept.manifests == (one,)
-    assert swept.size == BLOCK  # the one that was its own
+    assert swept.size == SIZE  # the one that was its own
     assert verify(store, other).missing == 0
 
 
@@ -79,16 +82,16 @@ def test_without_a_quota_only_what_no_manifest_names_goes(store: BlockStore) -> 
     assert kept(store) == {digest}
 
 
-def test_verify_deletes_what_is_damaged_and_says_what_is_missing(store: BlockStore) -> None:
+def test_verify_finds_what_is_damaged_and_what_is_missing(store: BlockStore) -> None:
     digest = add(store, 1, used=1000.0)
-    first, second, _ = [block for block, _ in store.blocks()]
-    path = store._path(first)
-    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
-    store.drop(second)
+    blocks = decode_manifest(store.manifest(digest)).files[0].blocks
+    spoil(store, blocks[0].hash)
+    found = verify(store, digest)
+    assert (found.blocks, found.size, found.damaged, found.missing) == (2, 2 * BLOCK, 1, 0)
+    spoil(store, blocks[1].hash)
     found = verify(store, digest)
     assert (found.blocks, found.size, found.damaged, found.missing) == (1, BLOCK, 1, 1)
-    assert not path.exists()
-    assert verify(store, digest).missing == 2
+    assert listing(store)[0].here == BLOCK
 
 
 # ------------------------------------------------------------ several processes
@@ -148,7 +151,7 @@ def test_a_sweep_waits_for_another_process_that_adds(tmp_path: Path) -> None:
                 "from lattica.store.blockstore import BlockStore\n"
                 "from lattica.store.sweeping import sweep\n"
                 "store = BlockStore(Path(sys.argv[1])); print('open', flush=True)\n"
-                "print(sweep(store, None).blocks, flush=True)",
+                "print(sweep(store, None).files, flush=True)",
                 str(tmp_path),
             ],
             stdout=subprocess.PIPE,
@@ -159,9 +162,9 @@ def test_a_sweep_waits_for_another_process_that_adds(tmp_path: Path) -> None:
             assert sweeper.stdout.readline() == "open\n"
             with pytest.raises(subprocess.TimeoutExpired):
                 sweeper.wait(0.5)  # it has nothing else to do than to wait
-            assert len(list(store.blocks())) == 3
+            assert len(list(store.contents())) == 1
             process.kill()
-            assert sweeper.stdout.readline() == "3\n"
+            assert sweeper.stdout.readline() == "1\n"
 
 
 def test_opening_a_store_leaves_alone_what_another_process_is_writing(tmp_path: Path) -> None:
@@ -189,23 +192,42 @@ def test_opening_a_store_leaves_alone_what_another_process_is_writing(tmp_path: 
     assert add(store, 1, used=1000.0)
 
 
-def test_two_that_write_one_file_do_not_write_into_each_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two stores of one process, or of two containers, may have all names in common."""
+def test_two_stores_that_fill_one_file_complete_each_other(tmp_path: Path) -> None:
+    """Two processes, or containers: each sees what the other has written, and neither harms it."""
+    data = [noise(number, BLOCK) for number in range(3)]
+    refs = tuple(BlockRef(hash_of(each), BLOCK) for each in data)
+    file = FileEntry("f", SIZE, refs)
+    encoded = Manifest((file,)).encode()
     one, other = BlockStore(tmp_path), BlockStore(tmp_path)
-    first, second = noise(1, BLOCK), noise(2, BLOCK)
-    sync = blockstore._sync
+    one.write_manifest(hash_of(encoded), encoded)
+    other.write_manifest(hash_of(encoded), encoded)
+    first, second = one.fill([file]), other.fill([file])
+    first.write(refs[0], data[0])
+    second.write(refs[1], data[1])
+    assert not first.complete()
+    second.write(refs[2], data[2])
+    assert second.complete()
+    first.write(refs[2], data[2])  # under way when the other was done
+    assert first.complete()
+    assert one.content(file).path.read_bytes() == b"".join(data)
+    assert one.read(refs[1].hash) == other.read(refs[1].hash) == data[1]
+    assert list((tmp_path / "parts").iterdir()) == []
 
-    def interrupted(file: BinaryIO) -> None:
-        monkeypatch.setattr(blockstore, "_sync", sync)
-        sync(file)
-        other.write(BlockRef(hash_of(second), BLOCK), second)
 
-    monkeypatch.setattr(blockstore, "_sync", interrupted)
-    one.write(BlockRef(hash_of(first), BLOCK), first)
-    assert one.read(hash_of(first)) == first
-    assert other.read(hash_of(second)) == second
+def test_a_part_that_is_deleted_and_made_anew_is_not_believed(tmp_path: Path) -> None:
+    data = [noise(number, BLOCK) for number in range(3)]
+    refs = tuple(BlockRef(hash_of(each), BLOCK) for each in data)
+    file = FileEntry("f", SIZE, refs)
+    encoded = Manifest((file,)).encode()
+    one = BlockStore(tmp_path)
+    one.write_manifest(hash_of(encoded), encoded)
+    filling = one.fill([file])
+    filling.write(refs[0], data[0])
+    filling.write(refs[1], data[1])
+    BlockStore(tmp_path).drop(one.content(file).key)
+    filling.write(refs[2], data[2])
+    assert not filling.complete()
+    assert one.fill([file]).wanted() == [refs[0], refs[1]]
 
 
 def test_two_that_export_to_one_folder_leave_a_whole_file(
@@ -213,20 +235,21 @@ def test_two_that_export_to_one_folder_leave_a_whole_file(
 ) -> None:
     store = BlockStore(tmp_path / "store")
     _, manifest = store.add_bytes(noise(1, SIZE), BLOCK)
-    sync = blockstore._sync
+    sync = exporting.sync
 
     def interrupted(file: BinaryIO) -> None:
-        monkeypatch.setattr(blockstore, "_sync", sync)
-        monkeypatch.setattr(store, "read", stopping)
+        monkeypatch.setattr(exporting, "sync", sync)
+        monkeypatch.setattr(exporting, "block_of", stopping)
         with pytest.raises(KeyboardInterrupt):
             store.export(manifest.files, tmp_path / "out")  # stopped in the middle
         monkeypatch.undo()
         sync(file)
 
-    def stopping(digest: bytes) -> bytes:
+    def stopping(*_: object) -> bytes:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(blockstore, "_sync", interrupted)
+    monkeypatch.setattr(exporting, "sync", interrupted)
+    monkeypatch.setattr(exporting, "clone", lambda *_: False)
     store.export(manifest.files, tmp_path / "out")
     assert (tmp_path / "out" / "bytes").read_bytes() == noise(1, SIZE)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["bytes"]
@@ -247,8 +270,8 @@ def test_what_is_removed_while_a_process_uses_it_goes_with_a_later_sweep(tmp_pat
     digest = add(store, 1, used=1000.0)
     with holding(tmp_path, "using", digest):
         store.remove(digest)
-        assert len(list(store.blocks())) == 3
-    assert sweep(store, None).blocks == 3
+        assert len(list(store.contents())) == 1
+    assert sweep(store, None).files == 1
 
 
 def test_two_stores_of_one_process_may_use_the_same(tmp_path: Path) -> None:
