@@ -70,9 +70,21 @@ async def _watch(args: argparse.Namespace) -> None:
 def _show(document: DocumentReport) -> None:
     out = console()
     out.print(f"{document.name}  {document.digest[:16]}", markup=False)
-    for name, entries in sorted(document.content.items()):
-        rows = [[f"  {name}", key, _text(value)] for key, value in sorted(entries.items())]
+    for name, held in sorted(document.content.items()):
+        rows = [[f"  {name}", key, value] for key, value in _rows(held)]
         out.print(table(["", "", ""], rows), markup=False)
+
+
+def _rows(held: Any) -> list[tuple[str, str]]:
+    """The lines of a map, an array, a text or a counter."""
+    match held:
+        case dict():
+            return [(key, _text(value)) for key, value in sorted(held.items())]
+        case list():
+            return [(str(index), _text(value)) for index, value in enumerate(held)]
+        case str():
+            return [(str(number), line) for number, line in enumerate(held.splitlines(), 1)]
+    return [("", _text(held))]
 
 
 def _text(value: Any) -> str:

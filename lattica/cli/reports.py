@@ -133,7 +133,7 @@ class DocumentReport(msgspec.Struct, frozen=True, kw_only=True):
     updates: dict[str, int]  # by author, each signed and in one chain
     refused: int  # updates, since it was opened
     forks: int = 0  # proofs of authors that said two things in one place
-    content: dict[str, Any] = {}  # map, key, value; only where asked for
+    content: dict[str, Any] = {}  # see `Document.to_dict`; only where asked for
 
 
 class DocumentsReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,16 +1,23 @@
 """Replicated documents and content-addressed blocks."""
 
+from lattica.store.arrays import DocumentArray
 from lattica.store.blocks import Blocks, FetchReport
-from lattica.store.document import Change, Document, DocumentMap
+from lattica.store.counters import DocumentCounter
+from lattica.store.document import Change, Document
 from lattica.store.documents import Documents
 from lattica.store.manifest import BlockRef, FileEntry, Manifest
+from lattica.store.maps import DocumentMap
+from lattica.store.texts import DocumentText
 
 __all__ = [
     "BlockRef",
     "Blocks",
     "Change",
     "Document",
+    "DocumentArray",
+    "DocumentCounter",
     "DocumentMap",
+    "DocumentText",
     "Documents",
     "FetchReport",
     "FileEntry",

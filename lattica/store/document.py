@@ -1,22 +1,27 @@
-"""A replicated document as its users see it: named maps of plain values."""
+"""A replicated document as its users see it: named maps, arrays, texts and counters."""
 
 from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import AsyncIterator, Callable, ItemsView, Iterator, Mapping, MutableMapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import anyio
 import msgspec
 
 from lattica.clock import Clock
-from lattica.errors import DocumentError
 from lattica.identity.keys import PeerId
+from lattica.store.arrays import DocumentArray
 from lattica.store.chain import Link
+from lattica.store.counters import DocumentCounter, total
+from lattica.store.kinds import COUNT, MAP, TEXT, require_name
+from lattica.store.maps import DocumentMap
 from lattica.store.replica import Replica
-from lattica.store.update import MAX_NAME
-from lattica.store.values import decode_value, encode_value
+from lattica.store.state import State
+from lattica.store.texts import DocumentText
+from lattica.store.values import decode_value
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -57,8 +62,28 @@ class Document:
 
     def map(self, name: str) -> DocumentMap:
         """The map `name`; one that was never written is empty."""
-        _require_name(name)
-        return DocumentMap(self, self._replica, name)
+        require_name(name)
+        return DocumentMap(self, name)
+
+    def array(self, name: str) -> DocumentArray:
+        """The array `name`; one that was never written is empty."""
+        require_name(name)
+        return DocumentArray(self, name)
+
+    def text(self, name: str) -> DocumentText:
+        """The text `name`; one that was never written is empty."""
+        require_name(name)
+        return DocumentText(self, name)
+
+    def counter(self, name: str) -> DocumentCounter:
+        """The counter `name`; one that was never written is 0."""
+        require_name(name)
+        return DocumentCounter(self, name)
+
+    @property
+    def state(self) -> State:
+        """The content, for the faces of its parts."""
+        return self._replica.state
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -80,10 +105,17 @@ class Document:
         for link in written:
             self._wrote(link)
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        """The whole content: map, key, value. Empty maps are left out."""
-        content = {name: dict(self.map(name)) for name in self._replica.state.names()}
-        return {name: entries for name, entries in content.items() if entries}
+    def to_dict(self) -> dict[str, Any]:
+        """The whole content by name: maps as dicts, arrays as lists, texts, counters as numbers.
+
+        What is empty is left out. Where two kinds share a name, it is `map:NAME` and so on.
+        """
+        held = {root: data for root in self.state.roots() if (data := self.state.raw(root))}
+        names = Counter(root.name for root in held)
+        return {
+            root.name if names[root.name] == 1 else root.root: plain(root.kind, data)
+            for root, data in held.items()
+        }
 
     def digest(self) -> str:
         """A hash of the content; peers with equal digests read the same."""
@@ -135,72 +167,6 @@ class Document:
         return f"Document({self.name}, {sum(self.heads().values())} updates)"
 
 
-class DocumentMap(MutableMapping[str, Any]):
-    """A map of a document: str to None, bool, int, float, str, bytes, list, dict.
-
-    What is read is a copy: write a changed value back to share it. Each write outside
-    `Document.transaction` is an update of its own.
-    """
-
-    def __init__(self, document: Document, replica: Replica, name: str) -> None:
-        self._document = document
-        self._replica = replica
-        self._name = name
-
-    def set(self, key: str, value: Any) -> None:
-        """Write one entry.
-
-        Raises:
-            DocumentError: not a plain value, or too large.
-            GrantError: this peer may not write.
-        """
-        self[key] = value
-
-    def delete(self, key: str) -> None:
-        """Remove one entry; one that is not there is no error."""
-        self.pop(key, None)
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        """Write several entries as one update; see `dict.update`."""
-        with self._document.transaction():
-            super().update(*args, **kwargs)
-
-    def __getitem__(self, key: str) -> Any:
-        return decode_value(self._entries[key])
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        _require_name(key)
-        data = encode_value(value)
-        with self._document.transaction():
-            self._entries[key] = data
-
-    def __delitem__(self, key: str) -> None:
-        if key not in self:
-            raise KeyError(key)
-        with self._document.transaction():
-            del self._entries[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._entries.keys()))
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and key in self._entries
-
-    def items(self) -> ItemsView[str, Any]:
-        """The entries, by key."""
-        return {key: self[key] for key in self}.items()
-
-    def __repr__(self) -> str:
-        return f"DocumentMap({self._document.name}/{self._name}: {dict(self)})"
-
-    @property
-    def _entries(self) -> Any:
-        return self._replica.state.map(self._name)
-
-
 class _Watcher:
     """Authors of changes since the last look; bounded by the number of authors."""
 
@@ -224,6 +190,10 @@ async def _changes(watcher: _Watcher) -> AsyncIterator[Change]:
         yield await watcher.next()
 
 
-def _require_name(name: str) -> None:
-    if not isinstance(name, str) or not name.isprintable() or len(name.encode()) > MAX_NAME:
-        raise DocumentError(f"{name!r:.80} is no name: printable text of at most {MAX_NAME} bytes")
+def plain(kind: str, held: Any) -> Any:
+    """A root's content as its users read it, from `State.raw`."""
+    if kind == MAP:
+        return {key: decode_value(held[key]) for key in sorted(held)}
+    if kind == TEXT:
+        return held
+    return total(held.values()) if kind == COUNT else [decode_value(data) for data in held]

@@ -12,9 +12,17 @@ from blake3 import blake3
 
 from lattica.errors import DocumentError
 from lattica.identity.keys import PeerId
+from lattica.store.kinds import ARRAY, COUNT, MAP, TEXT, Place
+from lattica.store.ledger import Ledger
 from lattica.store.update import UpdateFacts
 
 _CLIENT_BITS = 53  # Yjs keeps client ids in a double's integers
+_TYPES: dict[str, Any] = {
+    MAP: pycrdt.Map,
+    ARRAY: pycrdt.Array,
+    TEXT: pycrdt.Text,
+    COUNT: pycrdt.Map,
+}
 
 
 def client_id(author: PeerId) -> int:
@@ -24,33 +32,60 @@ def client_id(author: PeerId) -> int:
 
 
 class State:
-    """Root maps of buffers, and how far each client's entries go."""
+    """Roots of four kinds, and how far each client's entries go."""
 
     def __init__(self, client: int) -> None:
         self.client = client
         self.clocks: dict[int, int] = {}
         self.writing = False
+        self.ledger = Ledger()
+        self.version = 0  # rises with every change
         self._written: list[bytes] = []
         self._doc = self._fresh()
 
     def map(self, name: str) -> pycrdt.Map[Any]:
-        """The root map `name`, as it is until the next `rebuild`."""
-        return cast("pycrdt.Map[Any]", self._doc.get(name, type=pycrdt.Map))
+        """The map `name`, as it is until the next `rebuild`."""
+        return cast("pycrdt.Map[Any]", self._root(MAP, name))
 
-    def names(self) -> list[str]:
-        """The root maps."""
-        return sorted(self._doc.keys())
+    def array(self, name: str) -> pycrdt.Array[Any]:
+        """The array `name`, as it is until the next `rebuild`."""
+        return cast("pycrdt.Array[Any]", self._root(ARRAY, name))
+
+    def text(self, name: str) -> pycrdt.Text:
+        """The text `name`, as it is until the next `rebuild`. Its indices are UTF-8 bytes."""
+        return cast("pycrdt.Text", self._root(TEXT, name))
+
+    def counts(self, name: str) -> pycrdt.Map[Any]:
+        """What each author has added to the counter `name` and taken off."""
+        return cast("pycrdt.Map[Any]", self._root(COUNT, name))
+
+    def roots(self) -> list[Place]:
+        """All of them, also empty ones."""
+        found = []
+        for root in sorted(self._doc.keys()):
+            kind, _, name = root.partition(":")
+            found.append(Place(kind, name))
+        return found
+
+    def raw(self, root: Place) -> Any:
+        """What a root holds, with values as they are encoded; empty if nothing."""
+        if root.kind == TEXT:
+            return str(self.text(root.name))
+        if root.kind == ARRAY:
+            return [bytes(data) for data in self.array(root.name).to_py() or ()]
+        return {key: bytes(data) for key, data in self._root(*root[:2]).items()}
 
     def has(self, needs: dict[int, int]) -> bool:
         """Whether everything that an update rests on is here."""
         return all(self.clocks.get(client, 0) >= clock for client, clock in needs.items())
 
     def apply(self, update: bytes, facts: UpdateFacts) -> None:
-        """Take in an update whose facts were checked.
+        """Take in an update whose facts were checked, and what it needs is here.
 
         Raises:
-            DocumentError: pycrdt refuses it; `rebuild` is due.
+            DocumentError: it does not fit, or pycrdt refuses it; `rebuild` is due.
         """
+        reading = self.ledger.read(facts)
         try:
             self._doc.apply_update(update)
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -59,6 +94,7 @@ class State:
             raise DocumentError(f"pycrdt refuses the update: {error}") from None
         finally:
             self._written.clear()
+        self.ledger.take(facts, reading)
         self._advance(facts)
 
     @contextlib.contextmanager
@@ -78,7 +114,12 @@ class State:
         return written[0] if written else None
 
     def wrote(self, facts: UpdateFacts) -> None:
-        """The last local transaction is kept."""
+        """The last local transaction is kept.
+
+        Raises:
+            DocumentError: no peer would take it in; `rebuild` is due.
+        """
+        self.ledger.take(facts, self.ledger.read(facts))
         self._advance(facts)
 
     def rebuild(self, updates: Iterable[bytes]) -> None:
@@ -87,16 +128,41 @@ class State:
         for update in updates:
             self._doc.apply_update(update)
         self._written.clear()
+        self.version += 1
+
+    def snapshot(self) -> bytes:
+        """All of it as one buffer, for `restore`. No transaction may be open."""
+        return msgspec.msgpack.encode((self._doc.get_update(), self.clocks, self.ledger.encode()))
+
+    def restore(self, snapshot: bytes) -> None:
+        """Become what `snapshot` was made of. It must be our own: it is not judged.
+
+        Raises:
+            DocumentError: it is damaged.
+        """
+        try:
+            update, clocks, ledger = msgspec.msgpack.decode(
+                snapshot, type=tuple[bytes, dict[int, int], bytes]
+            )
+            self.ledger = Ledger.decode(ledger)
+        except msgspec.MsgspecError as error:
+            raise DocumentError(f"a snapshot is damaged: {error}") from None
+        self.clocks = clocks
+        self.rebuild([update])
 
     def digest(self) -> bytes:
         """A hash of the content, the same on peers that read the same."""
         content = {}
-        for name in self.names():
-            if entries := {key: bytes(data) for key, data in self.map(name).items()}:
-                content[name] = entries
+        for root in self.roots():
+            if held := self.raw(root):
+                content[root.root] = held
         return blake3(msgspec.msgpack.encode(content, order="sorted")).digest()
 
+    def _root(self, kind: str, name: str) -> Any:
+        return self._doc.get(f"{kind}:{name}", type=_TYPES[kind])
+
     def _advance(self, facts: UpdateFacts) -> None:
+        self.version += 1
         if facts.client is not None:
             self.clocks[facts.client] = facts.end
 

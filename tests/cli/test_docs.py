@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from anyio import to_thread
 
+from lattica.cli.docs import _show
+from lattica.cli.reports import DocumentReport
 from lattica.peer import Peer, PeerOptions
 from tests.cli.daemons import Daemon, lattica, running
 
@@ -106,3 +108,18 @@ async def test_errors_say_what_to_do(tmp_path: Path) -> None:
         assert answer.returncode == 1
         assert "use a-z" in answer.stderr
         assert await docs(alpha.home, "ls") == []
+
+
+def test_show_prints_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    content = {"ages": {"ann": 41}, "todo": ["tea", [1]], "notes": "one\ntwo", "likes": 3}
+    _show(DocumentReport(name="d", digest="0" * 64, updates={}, refused=0, content=content))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        ["ages", "ann", "41"],
+        ["todo", "0", '"tea"'],
+        ["todo", "1", "[1]"],
+        ["notes", "1", "one"],
+        ["notes", "2", "two"],
+        ["likes", "3"],
+    ):
+        assert line in lines

@@ -26,6 +26,7 @@ from lattica.store.messages import Exchange, Head, Update
 from lattica.store.values import encode_value
 from tests.fuzz.session import CONTROL, step
 from tests.fuzz.targets import BINDING, ENDING, ONE, OTHER, RELAYED
+from tests.store import raw
 
 pack = msgspec.msgpack.encode
 ITEMS = msgspec.msgpack.Ext(1, b"")  # where the items stand among the arguments
@@ -69,6 +70,7 @@ def seeds() -> dict[str, list[bytes]]:
         "dht_record": [wire.encode(record)],
         "reach_news": _orders(),
         "store_update": _updates(),
+        "store_state": list(raw.FITTING.values()),
         "store_value": [encode_value({"a": [1, 2.5, None, b"x", "y"], "b": True})],
         "store_manifest": [manifest.encode()],
         "store_exchange": _exchanges(grant),
@@ -181,7 +183,7 @@ def _updates() -> list[bytes]:
     updates: list[bytes] = []
     doc = pycrdt.Doc(client_id=7)
     doc.observe(lambda event: updates.append(event.update))
-    root = doc.get("m", type=pycrdt.Map)
+    root = doc.get("map:m", type=pycrdt.Map)
     root["a"] = encode_value(1)
     root["a"] = encode_value([1, 2, 3])
     root["b"] = encode_value("x")

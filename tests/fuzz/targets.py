@@ -47,11 +47,14 @@ from lattica.rpc import failures
 from lattica.rpc import messages as rpc_messages
 from lattica.rpc.framing import FrameReader
 from lattica.store import messages as store_messages
+from lattica.store.document import plain
 from lattica.store.manifest import Manifest, decode_manifest
+from lattica.store.state import State
 from lattica.store.update import read_update
 from lattica.store.values import decode_value, encode_value
 from tests.fuzz.session import SessionFuzz
 from tests.reach.relay_bench import Bench, Link, place
+from tests.store import raw
 
 ONE = Identity(b"one".ljust(32))
 OTHER = Identity(b"other".ljust(32))
@@ -271,6 +274,43 @@ def store_update(data: bytes) -> None:
     assert facts.end >= facts.start
 
 
+def store_state(data: bytes) -> None:
+    """An update that fits a document, as pycrdt takes it in: no panic, and nothing lost."""
+    state = State(9)
+    state.apply(raw.FOUNDATION, read_update(raw.FOUNDATION))
+    try:
+        facts = read_update(data)
+    except DocumentError:
+        return
+    follows = facts.client is None or facts.start == state.clocks.get(facts.client, 0)
+    if not follows or not state.has(facts.needs):
+        return  # a replica refuses it, or lets it wait
+    try:
+        state.apply(data, facts)
+    except DocumentError as error:
+        if "pycrdt" in str(error):  # it refuses, or panics over, what was let through
+            raise
+        return
+    for root in state.roots():
+        plain(root.kind, state.raw(root))
+    copy = State(9)
+    copy.restore(state.snapshot())
+    assert copy.digest() == state.digest()
+    assert state_vector(state) == state_vector(copy) == state.clocks
+
+
+def state_vector(state: State) -> dict[int, int]:
+    """How far each client's units go, as pycrdt has it."""
+    numbers, value, shift = [], 0, 0
+    for byte in state._doc.get_state():
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            numbers.append(value)
+            value = shift = 0
+    return dict(zip(numbers[1::2], numbers[2::2], strict=True))
+
+
 def store_value(data: bytes) -> None:
     """A value of a document has one form only."""
     try:
@@ -350,6 +390,7 @@ TARGETS: dict[str, Target] = {
         dht_record,
         reach_news,
         store_update,
+        store_state,
         store_value,
         store_manifest,
         store_exchange,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import anyio
 
+from lattica.clock import ManualClock
 from lattica.config import StoreConfig
 from lattica.identity import grants
 from lattica.identity.grants import Membership
@@ -99,3 +100,23 @@ async def until_equal(*documents: Document, within: float = 10.0) -> None:
 
                 for watch in watches:
                     tasks.start_soon(woken, watch)
+
+
+def document(number: int, *scopes: str, name: str = NAME) -> Document:
+    """A document without disk or links; `meet` is how its copies come to know each other."""
+
+    async def nothing() -> None: ...
+
+    made = replica(number, *scopes, name=name)
+    return Document(made, ManualClock(NOW), wrote=lambda _link: None, flush=nothing, synced=nothing)
+
+
+def meet(*documents: Document) -> None:
+    """All tell each other all they have; nothing may be refused."""
+    replicas = [document._replica for document in documents]
+    for _ in replicas:
+        for giver in replicas:
+            for taker in replicas:
+                for envelope in giver.missing(taker.heads(), limit=10**9).envelopes:
+                    taker.receive(envelope)
+    assert len({each.state.digest() for each in replicas}) == 1

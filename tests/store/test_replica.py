@@ -47,7 +47,7 @@ def body_by(number: int, key: str = "k", value: bytes = ONE) -> bytes:
     doc = pycrdt.Doc(client_id=client_id(identity(number).peer_id))
     updates: list[bytes] = []
     doc.observe(lambda event: updates.append(event.update))
-    doc.get("m", type=pycrdt.Map)[key] = value
+    doc.get("map:m", type=pycrdt.Map)[key] = value
     return updates[0]
 
 
@@ -400,8 +400,8 @@ def test_a_second_author_with_the_same_client_id_is_refused(monkeypatch):
     doc = pycrdt.Doc(client_id=5)
     updates: list[bytes] = []
     doc.observe(lambda event: updates.append(event.update))
-    doc.get("m", type=pycrdt.Map)["a"] = ONE
-    doc.get("m", type=pycrdt.Map)["b"] = ONE
+    doc.get("map:m", type=pycrdt.Map)["a"] = ONE
+    doc.get("map:m", type=pycrdt.Map)["b"] = ONE
     two = replica(2)
     two.receive(seal(1, updates[0], shown=membership(identity(1))))
     assert refusal(two, seal(3, updates[1], shown=membership(identity(3)))) == "client"
