@@ -23,7 +23,7 @@ from lattica.clock import Clock
 from lattica.config import DhtConfig
 from lattica.dht import Dht
 from lattica.dht.keys import KEY_BITS
-from lattica.dht.messages import FindReply
+from lattica.dht.messages import FindReply, Lease
 from lattica.dht.routing import PeerNode
 from lattica.dht.service import DhtService
 from lattica.errors import DeadlineError, LatticaError, UnreachableError
@@ -47,6 +47,10 @@ class LoopClock:
     """See `lattica.clock.Clock`: the virtual loop's time."""
 
     def monotonic(self) -> float:
+        """Seconds."""
+        return asyncio.get_running_loop().time()
+
+    def elapsed(self) -> float:
         """Seconds."""
         return asyncio.get_running_loop().time()
 
@@ -289,6 +293,10 @@ class SimPeer:
             chosen = self.world.random.sample(liars, min(len(liars), self.world.config.k))
             return FindReply((self.address,), tuple(chosen), Buffer(b""))
         if self.is_liar and name == "store":
+            return None
+        if self.is_liar and name == "lease":  # whoever asks has it, and has had it for long
+            return Lease(args[0], 1e6, 60.0)
+        if self.is_liar and name == "leased":
             return None
         return await getattr(service, name)(*args)
 

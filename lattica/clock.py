@@ -20,6 +20,10 @@ class Clock(Protocol):
         """Seconds since an arbitrary start; never goes back."""
         ...
 
+    def elapsed(self) -> float:
+        """Like `monotonic`, on a scale of its own, and going on while the machine sleeps."""
+        ...
+
     def time(self) -> float:
         """Seconds since the Unix epoch, for expiries that other machines read."""
         ...
@@ -31,6 +35,10 @@ class SystemClock:
     def monotonic(self) -> float:
         """See `Clock.monotonic`."""
         return time.monotonic()
+
+    def elapsed(self) -> float:
+        """See `Clock.elapsed`."""
+        return elapsed()
 
     def time(self) -> float:
         """See `Clock.time`."""
@@ -45,6 +53,10 @@ class ManualClock:
 
     def monotonic(self) -> float:
         """See `Clock.monotonic`."""
+        return self._now
+
+    def elapsed(self) -> float:
+        """See `Clock.elapsed`."""
         return self._now
 
     def time(self) -> float:

@@ -222,6 +222,12 @@ class DhtConfig(msgspec.Struct, frozen=True, kw_only=True):
     watches: int = 3  # peers that are asked to tell of changes under a key
     watches_per_peer: int = 1024
     max_watches: int = 8192
+    lease: float = 30.0  # a name is held so long after its holder was last granted it
+    lease_replicas: int = 20  # the peers closest to a name that are asked to grant it
+    max_lease: float = 60.0
+    max_leases: int = 4096  # granted to everybody together
+    leases_per_peer: int = 256
+    claim_timeout: float = 6.0  # claimants of one name sort themselves out within it
     max_probes: int = 64  # pings in progress to peers that are not in the table
 
 

@@ -255,7 +255,13 @@ class RecordError(DhtError):
 
 
 class NameTakenError(DhtError):
-    """Another peer holds the name."""
+    """Somebody else holds the name.
+
+    Attributes:
+        holder: the peer that does; None where the error comes from another process.
+    """
+
+    holder: PeerId | None = None  # no argument: an error that takes more than text does not travel
 
 
 class StoreError(LatticaError):

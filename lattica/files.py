@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -31,6 +33,26 @@ def replace(path: Path, data: bytes, *, durable: bool = True) -> None:
         raise
     if durable:
         _sync_folder(path.parent)
+
+
+class Snapshots:
+    """A file that several threads replace with newer and newer states of one thing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._written = -1
+
+    def write(self, state: Callable[[], bytes], version: int) -> None:
+        """Replace the file durably, unless a higher version is there: a thread may be late.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with self._lock:
+            if version > self._written:
+                replace(self.path, state())
+                self._written = version
 
 
 def _sync_folder(folder: Path) -> None:

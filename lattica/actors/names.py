@@ -1,4 +1,4 @@
-"""Names of actors: claimed by their owner in the DHT, and believed only if the owner agrees."""
+"""Names of actors: leased to one owner in the DHT, and believed only if the owner agrees."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lattica.actors.directory import Directory
 from lattica.actors.messages import ActorId, ActorInfo, Failure
 from lattica.actors.object_service import TRUSTED, require_trust
 from lattica.clock import Clock
-from lattica.dht import Dht, dht_key
+from lattica.dht import Dht, Holding, dht_key
 from lattica.errors import LatticaError, NameTakenError, NoSuchActorError
 from lattica.identity import grants
 from lattica.identity.keys import PeerId
@@ -22,7 +22,8 @@ from lattica.rpc import Rpc, method
 log = logging.getLogger(__name__)
 ACTOR = "actor"
 ASK_TIMEOUT = 5.0  # seconds
-LOOK_AGAIN = 10.0  # seconds
+ASK_AGAIN = 1.0  # seconds between tries for a name whose holder does not answer
+PATIENCE = 45.0  # seconds for them all: longer than a lease
 MAX_CLAIMS = 16  # of one name, looked at
 
 
@@ -31,7 +32,6 @@ class NameClaim(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
     name: str
     actor: ActorId
-    since: float  # seconds since the Unix epoch, on the owner's clock
 
 
 class OwnedActorsView(Protocol):
@@ -87,45 +87,43 @@ class Names:
             ACTOR, NameClaim, check=lambda author, _, claim: owner_of(claim.actor) == author
         )
 
-    async def claim(self, name: str, actor: ActorId) -> float:
-        """Take a name for an actor that is ours; since when, for `hold`.
+    async def claim(self, name: str, actor: ActorId) -> Holding:
+        """Take a name for an actor that is ours; for `hold`.
+
+        Where its holder does not say that it has such an actor, such as after a crash, this
+        waits until the name is free: a lease at most.
 
         Raises:
             NameTakenError: a live actor holds it.
+            DhtError: too few of the peers that decide can be reached.
         """
-        await self._require_free(name, actor, float("inf"))
-        since = self._clock.time()
-        await self._dht.put(dht_key(ACTOR, name), ACTOR, NameClaim(name, actor, since))
+        key = dht_key(ACTOR, name)
+        holding = await self._lease(name, key)
         try:
-            # Of two that claim at once, both see the other's record here, and one gives way.
-            await self._require_free(name, actor, since)
-        except NameTakenError:
-            await self.give_up(name)
+            await self._dht.put(key, ACTOR, NameClaim(name, actor))
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await holding.release()
             raise
-        return since
+        return holding
 
-    async def hold(self, name: str, actor: ActorId, since: float) -> str:
+    async def hold(self, name: str, holding: Holding) -> str:
         """Keep a name that was claimed; returns when it is lost, with why.
 
-        Two may have claimed it where neither could see the other, in two halves of a mesh.
-        When these meet again, the records do, and the later claim gives way.
+        Two may have it where neither could see the other, in two halves of a mesh. When
+        these meet again the records do, and the leases are looked at without waiting.
         """
-        async for _ in self._dht.watch(dht_key(ACTOR, name), ACTOR, NameClaim):
-            try:
-                while True:
-                    if not await self._require_free(name, actor, since):
-                        break
-                    await anyio.sleep(LOOK_AGAIN)  # its owner may just be coming back
-            except NameTakenError as error:
-                await self.give_up(name)
-                return str(error)
-            except LatticaError as error:
-                log.debug("the name %r could not be looked up: %s", name, error)
-        raise AssertionError("a watch does not end")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._look_out, name, holding)
+            error = await holding.keep()
+            tasks.cancel_scope.cancel()
+        await self._dht.remove(dht_key(ACTOR, name), ACTOR)
+        return str(self._told(name, error, await self._held_by(name, error)))
 
-    async def give_up(self, name: str) -> None:
+    async def give_up(self, name: str, holding: Holding) -> None:
         """The name is free again."""
         await self._dht.remove(dht_key(ACTOR, name), ACTOR)
+        await holding.release()
 
     async def find(self, name: str) -> ActorInfo:
         """The live actor that has a name.
@@ -133,7 +131,12 @@ class Names:
         Raises:
             NoSuchActorError: there is none.
         """
-        for claim in await self._claims(name):
+        claims = await self._claims(name)
+        if len(claims) > 1:
+            # Anybody may say that it has the name. The leases tell, if enough of them do.
+            holder = await self._dht.holder(dht_key(ACTOR, name))
+            claims.sort(key=lambda claim: owner_of(claim.actor) != holder)
+        for claim in claims:
             info = await self._verify(claim)
             if info is not None:
                 return info
@@ -141,26 +144,43 @@ class Names:
             f"no live actor is named {name!r}; names are given with .options(name=...)"
         )
 
-    async def _require_free(self, name: str, actor: ActorId, since: float) -> bool:
-        """Whether an earlier claim is there of which it cannot be told now if it still holds.
+    async def _look_out(self, name: str, holding: Holding) -> None:
+        try:
+            async for claims in self._dht.watch(dht_key(ACTOR, name), ACTOR, NameClaim):
+                if any(claim.author != self._rpc.local for claim in claims):
+                    holding.look_now()
+        except LatticaError as error:
+            log.debug("the name %r is not watched: %s", name, error)
 
-        Raises:
-            NameTakenError: one holds.
-        """
-        is_open = False
+    async def _lease(self, name: str, key: bytes) -> Holding:
+        give_up = self._clock.monotonic() + PATIENCE
+        while True:
+            try:
+                return await self._dht.claim(key)
+            except NameTakenError as error:
+                taken = error
+            info = await self._held_by(name, taken)
+            if info is not None or self._clock.monotonic() > give_up:
+                raise self._told(name, taken, info)
+            await anyio.sleep(ASK_AGAIN)
+
+    async def _held_by(self, name: str, error: NameTakenError) -> ActorInfo | None:
+        """The actor for which the name is held, if its owner says so."""
         for claim in await self._claims(name):
-            first = (claim.since, claim.actor) < (since, actor)
-            if claim.actor == actor or not first:
-                continue
-            info = await self._verify(claim)
-            if info is not None:
-                owner = self._directory.name_of(info.owner)
-                raise NameTakenError(
-                    f"the name {name!r} is held by a live actor ({info.class_name} of {owner}); "
-                    f"use lattica.get_actor({name!r}), or another name"
-                )
-            is_open = True
-        return is_open
+            if owner_of(claim.actor) == error.holder:
+                return await self._verify(claim)
+        return None
+
+    def _told(self, name: str, error: NameTakenError, info: ActorInfo | None) -> NameTakenError:
+        why = f"is taken: {error}"
+        if info is not None:
+            owner = self._directory.name_of(info.owner)
+            why = f"is held by a live actor ({info.class_name} of {owner})"
+        told = NameTakenError(
+            f"the name {name!r} {why}; use lattica.get_actor({name!r}), or another name"
+        )
+        told.holder = error.holder
+        return told
 
     async def _claims(self, name: str) -> list[NameClaim]:
         found = await self._dht.get(dht_key(ACTOR, name), ACTOR, NameClaim)
@@ -169,7 +189,7 @@ class Names:
             for record in found
             if record.value.name == name and owner_of(record.value.actor) == record.author
         ]
-        return sorted(claims, key=lambda claim: (claim.since, claim.actor))[:MAX_CLAIMS]
+        return claims[:MAX_CLAIMS]
 
     async def _verify(self, claim: NameClaim) -> ActorInfo | None:
         """The actor, if its owner can be reached, holds a grant, and says that it lives."""

@@ -19,6 +19,7 @@ from lattica.actors.failures import carrier_of
 from lattica.actors.leasing import Lease, Leasing
 from lattica.actors.messages import ActorId, ActorInfo, ActorSpec, ActorState, Failure, ObjectId
 from lattica.actors.names import Names
+from lattica.dht import Holding
 from lattica.errors import (
     CallLostError,
     LatticaError,
@@ -59,11 +60,15 @@ class OwnedActor:
         self.building: Lease | None = None  # where its constructor runs now
         self.restarts = 0  # so far, in place and elsewhere
         self.failure: Failure | None = None  # set once it is gone for good
-        self.name = spec.name  # empty when it was lost to an earlier claim
-        self.named = False
-        self.holding = anyio.CancelScope()  # its name
+        self.held: Holding | None = None  # its name
+        self.keeping = anyio.CancelScope()
         self.killed = False
         self._settled = asyncio.Event()  # it has a host, or it is gone for good
+
+    @property
+    def name(self) -> str:
+        """What it is called; empty while it does not hold that name."""
+        return self.spec.name if self.held is not None and self.held.is_held else ""
 
     @property
     def host(self) -> PeerId | None:
@@ -84,7 +89,7 @@ class OwnedActor:
         """It will not come back."""
         self.lease = None
         self.failure = self.failure or failure  # the first cause is the one to tell
-        self.holding.cancel()
+        self.keeping.cancel()
         self.let_go()
         self._settled.set()
 
@@ -207,9 +212,8 @@ class Supervisor:
     async def _create(self, actor: OwnedActor) -> None:
         spec = actor.spec
         if spec.name:
-            since = await self._names.claim(spec.name, spec.actor)
-            actor.named = True
-            self._tasks.start_soon(self._hold_name, actor, since)
+            actor.held = await self._names.claim(spec.name, spec.actor)
+            self._tasks.start_soon(self._hold_name, actor, actor.held)
         failure = await self._arguments.dependencies(spec.arg_refs)
         if failure is None:
             failure = await self._place(actor, spec)
@@ -217,14 +221,14 @@ class Supervisor:
             await self._end(actor, failure)
             raise carrier_of(failure)
 
-    async def _hold_name(self, actor: OwnedActor, since: float) -> None:
-        """Until the actor is gone, or an earlier claim to its name turns up: then it has none.
+    async def _hold_name(self, actor: OwnedActor, held: Holding) -> None:
+        """Until the actor is gone, or another turns out to have its name: then it has none.
 
         It lives on for those who hold its handle.
         """
-        with actor.holding:
-            why = await self._names.hold(actor.spec.name, actor.spec.actor, since)
-            actor.name, actor.named = "", False
+        with actor.keeping:
+            why = await self._names.hold(actor.spec.name, held)
+            actor.held = None
             log.warning("actor %s has lost its name: %s", actor.spec.class_name, why)
 
     async def _place(
@@ -316,10 +320,10 @@ class Supervisor:
 
     async def _end(self, actor: OwnedActor, failure: Failure) -> None:
         actor.gone(failure)
-        if actor.named:
-            actor.named = False
+        held, actor.held = actor.held, None
+        if held is not None:
             try:
-                await self._names.give_up(actor.spec.name)
+                await self._names.give_up(actor.spec.name, held)
             except LatticaError as error:
                 log.debug("the name %r was not given up: %s", actor.spec.name, error)
 

@@ -16,7 +16,9 @@ from msgspec.structs import astuple
 
 from lattica.clock import Clock, SystemClock
 from lattica.config import DhtConfig
+from lattica.dht.claiming import Claims, Holding
 from lattica.dht.keys import KEY_BYTES, node_id
+from lattica.dht.lease_keeper import LeaseKeeper
 from lattica.dht.merge import Merge
 from lattica.dht.messages import SERVICE, PeerAddresses, clean_addresses
 from lattica.dht.neighbours import Neighbours
@@ -80,6 +82,16 @@ class Dht:
             directory=directory,
             counters=self.counters,
         )
+        self._keeper = LeaseKeeper(self._config, self._clock, directory, self.counters)
+        self._claims = Claims(
+            identity,
+            self._keeper,
+            self.neighbours.protocol,
+            closest=self.neighbours.closest,
+            serves=serve,
+            config=self._config,
+            clock=self._clock,
+        )
         self._publisher = Publisher(
             identity,
             self.storage,
@@ -93,6 +105,7 @@ class Dht:
     async def __aenter__(self) -> Self:
         self._tasks = await anyio.create_task_group().__aenter__()
         self._load()
+        self._keeper.load()
         if self._serve:
             self.serve()
         self.neighbours.start(self._tasks)
@@ -123,6 +136,7 @@ class Dht:
             addresses=self._where,
             seen=self.neighbours.seen,
             watchers=self.watchers,
+            leases=self._keeper,
             config=self._config,
             clock=self._clock,
             counters=self.counters,
@@ -228,6 +242,7 @@ class Dht:
             self._said_where = None
             async with anyio.create_task_group() as goodbyes:
                 goodbyes.start_soon(self._hand_over)
+                goodbyes.start_soon(self._claims.leave)
                 for key, kind in self._publisher.owned():
                     goodbyes.start_soon(self.remove, key, kind)
 
@@ -324,6 +339,26 @@ class Dht:
                 waiting.start_soon(listen)
                 for node in nodes[: self._config.watches]:
                     waiting.start_soon(ask, node)
+
+    # ------------------------------------------------------------- keys for one alone
+
+    async def claim(self, key: bytes) -> Holding:
+        """Have a key for this peer alone; run `keep` of what this returns.
+
+        The peers closest to the key grant leases of it, and two thirds of them decide. Of peers
+        that claim one key at once one gets it. In two halves of a cut network two may, until
+        a lease after these have met again: then the one with fewer leases, or the younger, loses.
+
+        Raises:
+            NameTakenError: another holds it; the error says who.
+            DhtError: too few of those who decide can be reached.
+            RecordError: they find fault with the claim, such as with this peer's clock.
+        """
+        return await self._claims.claim(_checked(key))
+
+    async def holder(self, key: bytes) -> PeerId | None:
+        """Who holds a key; None if nobody does, or too few of those who decide say so."""
+        return await self._claims.holder(_checked(key))
 
     # ----------------------------------------------------------------------- upkeep
 

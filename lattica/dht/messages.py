@@ -6,10 +6,12 @@ from collections.abc import Iterable
 
 import msgspec
 
+from lattica.identity.signed import Signed
 from lattica.identity.tickets import Contact
 from lattica.rpc.buffers import Buffer
 
 SERVICE = "dht"
+CLAIM = "dht-claim"  # the domain of signed claims
 MAX_ADDRESSES = 8  # of one peer; hearsay must not make us dial half the network
 MAX_ADDRESS = 128  # characters
 
@@ -26,6 +28,22 @@ class PeerAddresses(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     """The value of a "peer" record: where its author can be dialled, as `host:port`."""
 
     addresses: tuple[str, ...]
+
+
+class Claim(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A peer wants a key for itself; travels `Signed`, in the domain `CLAIM`."""
+
+    key: bytes  # 20 bytes
+    sequence: int  # the claimant's clock in microseconds; rises with every claim
+    length: float  # seconds; 0: it gives the key up
+
+
+class Lease(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a replica says: who has the key of it. Good for the link that it came over."""
+
+    claim: Signed  # the holder's latest
+    held_for: float  # seconds since the holder was first granted it, without a gap
+    left: float  # seconds
 
 
 def clean_addresses(addresses: Iterable[str]) -> tuple[str, ...]:

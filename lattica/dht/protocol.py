@@ -10,7 +10,7 @@ from kademlia.node import Node
 
 from lattica.clock import Clock
 from lattica.config import DhtConfig
-from lattica.dht.messages import SERVICE, FindReply, clean_addresses
+from lattica.dht.messages import SERVICE, FindReply, Lease, clean_addresses
 from lattica.dht.routing import PeerNode, Table
 from lattica.dht.service import DhtService
 from lattica.errors import (
@@ -123,6 +123,24 @@ class DhtProtocol:
         except LatticaError as error:
             if not isinstance(error, BusyError):
                 self._unanswered(node, error)
+            return None
+
+    async def call_lease(self, node: PeerNode, claim: Signed) -> Lease | LatticaError | None:
+        """Ask for a lease, or give it up: who has it now; an error if there was no answer."""
+        try:
+            return await self._stub(node).lease(claim, self._addresses())
+        except (RecordError, PermissionDeniedError) as error:  # it lives, and says no
+            return error
+        except LatticaError as error:
+            self._unanswered(node, error)
+            return error
+
+    async def call_leased(self, node: PeerNode, key: bytes) -> Lease | None:
+        """Who has a key, as a peer has granted it; None also if it does not answer."""
+        try:
+            return await self._stub(node).leased(key)
+        except LatticaError as error:
+            self._unanswered(node, error)
             return None
 
     def is_suspect(self, peer: PeerId) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from lattica.dht.storage import Kept
-from lattica.files import replace
+from lattica.files import Snapshots
 from lattica.identity import wire
 from lattica.identity.keys import PeerId
 from lattica.identity.signed import Signed
@@ -28,24 +27,22 @@ class RecordFile:
     """Reads and writes records; without a directory it keeps nothing."""
 
     def __init__(self, directory: Path | None) -> None:
-        self._path = None if directory is None else directory / NAME
-        self._lock = threading.Lock()
-        self._saved = -1
+        self._file = None if directory is None else Snapshots(directory / NAME)
 
     @property
     def is_kept(self) -> bool:
         """Whether there is a directory."""
-        return self._path is not None
+        return self._file is not None
 
     def load(self) -> tuple[Line, ...]:
         """What was kept; none if there is no file, or it cannot be read.
 
         Others have copies and authors say it again, so damage is no error.
         """
-        if self._path is None:
+        if self._file is None:
             return ()
         try:
-            return wire.decode(self._path.read_bytes(), tuple[Line, ...])
+            return wire.decode(self._file.path.read_bytes(), tuple[Line, ...])
         except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
             return ()
 
@@ -57,10 +54,6 @@ class RecordFile:
         Raises:
             OSError: the directory cannot be written.
         """
-        if self._path is None:
-            return
-        lines = tuple(Line(kept.envelope, kept.sponsor) for kept in records)
-        with self._lock:
-            if version > self._saved:
-                replace(self._path, wire.encode(lines))
-                self._saved = version
+        if self._file is not None:
+            lines = (Line(kept.envelope, kept.sponsor) for kept in records)
+            self._file.write(lambda: wire.encode(tuple(lines)), version)

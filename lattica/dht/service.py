@@ -10,7 +10,8 @@ import msgspec
 from lattica.clock import Clock
 from lattica.config import DhtConfig
 from lattica.dht.keys import KEY_BYTES
-from lattica.dht.messages import FindReply, clean_addresses
+from lattica.dht.lease_keeper import LeaseKeeper
+from lattica.dht.messages import FindReply, Lease, clean_addresses
 from lattica.dht.routing import PeerNode, Table
 from lattica.dht.storage import Kept, Storage
 from lattica.dht.watching import Watchers
@@ -33,6 +34,7 @@ class DhtService:
         addresses: Callable[[], tuple[str, ...]],
         seen: Callable[[PeerNode], None],
         watchers: Watchers,
+        leases: LeaseKeeper,
         config: DhtConfig,
         clock: Clock,
         counters: Counter[str],
@@ -43,6 +45,7 @@ class DhtService:
         self._addresses = addresses
         self._seen = seen
         self._watchers = watchers
+        self._leases = leases
         self._config = config
         self._clock = clock
         self._counters = counters
@@ -127,6 +130,26 @@ class DhtService:
         if len(target) != KEY_BYTES:
             raise BadArgumentsError(f"a target is {KEY_BYTES} bytes, not {len(target)}")
         return await self._watchers.wait(caller().peer, target, kind, known, self._clock.time())
+
+    @method(scope=grants.CALL)
+    async def lease(self, claim: Signed, addresses: tuple[str, ...]) -> Lease | None:
+        """Have a key for a while, or give it up; the answer says who has it now.
+
+        Raises:
+            RecordError: see `LeaseKeeper.ask`; or too many claims, or another's.
+            BusyError: there is no room.
+        """
+        self._note_caller(addresses)
+        if claim.author != caller().peer:
+            self._counters["refused:author"] += 1
+            raise RecordError("a key is claimed by who wants it and by nobody else")
+        self._storage.charge(claim.author, now=self._clock.time())
+        return await self._leases.ask(claim)
+
+    @method(scope=grants.CALL)
+    async def leased(self, target: bytes) -> Lease | None:
+        """Who has a key, as this peer has granted it."""
+        return self._leases.told(target)
 
     def _note_caller(self, addresses: tuple[str, ...]) -> PeerNode:
         call = caller()

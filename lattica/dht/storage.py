@@ -145,6 +145,14 @@ class Storage:
             del self._authors[author]
         return len(stale)
 
+    def charge(self, peer: PeerId, *, now: float) -> None:
+        """Count something else that costs a signature's check against a peer's haste.
+
+        Raises:
+            RecordError: it is too fast.
+        """
+        self._spend(peer, now)
+
     def discard(self, key: bytes, kind: str, author: PeerId) -> None:
         """Forget one record, if it is kept."""
         if (kind, author) in self._keys.get(key, {}):
@@ -188,7 +196,7 @@ class Storage:
         state.tokens = self._refill(state, now)
         state.at = now
         if state.tokens < 1.0:
-            raise self._refuse("rate", f"{author.short} stores too fast; slow down")
+            raise self._refuse("rate", f"{author.short} stores or claims too fast; slow down")
         state.tokens -= 1.0
 
     def _refill(self, state: _Author, now: float) -> float:

@@ -8,7 +8,7 @@ import msgspec
 import pycrdt
 
 from lattica.dht.keys import node_id
-from lattica.dht.messages import PeerAddresses
+from lattica.dht.messages import Claim, PeerAddresses
 from lattica.dht.records import Record, seal
 from lattica.identity import grants, tickets, wire
 from lattica.identity.keys import Identity
@@ -68,6 +68,7 @@ def seeds() -> dict[str, list[bytes]]:
         "ticket": [ticket.encode().encode(), wire.encode(ticket)],
         "dht_replies": [wire.encode((seal(ONE, record),))],
         "dht_record": [wire.encode(record)],
+        "dht_claim": [wire.encode(Claim(bytes(20), 10**9, length)) for length in (30.0, 0.0)],
         "reach_news": _orders(),
         "store_update": _updates(),
         "store_state": list(raw.FITTING.values()),

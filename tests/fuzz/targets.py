@@ -18,8 +18,9 @@ from typing import Protocol, cast
 import msgspec
 
 from lattica.config import DhtConfig
+from lattica.dht.lease_book import LeaseBook, open_claim
 from lattica.dht.merge import Merge
-from lattica.dht.messages import clean_addresses
+from lattica.dht.messages import CLAIM, clean_addresses
 from lattica.dht.records import DOMAIN, Kinds, Record, Verifier
 from lattica.errors import (
     DocumentError,
@@ -247,6 +248,20 @@ def dht_record(data: bytes) -> None:
         pass
 
 
+def dht_claim(data: bytes) -> None:
+    """A claim to a key that says anything, well signed; what is granted is bounded."""
+    config = DhtConfig()
+    book = LeaseBook(config, Counter())
+    envelope = _signed_by_one(CLAIM, data)
+    try:
+        claim = open_claim(envelope, time=1000.0, config=config)
+    except RecordError:
+        return
+    lease = book.ask(envelope, claim, now=5.0)
+    assert (lease is None) == (claim.length == 0.0)
+    assert lease is None or 0.0 <= lease.left <= config.max_lease
+
+
 def reach_news(data: bytes) -> None:
     """Where a peer says it is and what its network does, and what it asks for; the plan of it."""
     try:
@@ -388,6 +403,7 @@ TARGETS: dict[str, Target] = {
         ticket,
         dht_replies,
         dht_record,
+        dht_claim,
         reach_news,
         store_update,
         store_state,
