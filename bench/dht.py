@@ -27,7 +27,7 @@ from bench.dht_world import SimPeer, World
 from bench.mesh import Where, engines, link_config, member
 from bench.processes import other
 from bench.rows import Row, row, show, write
-from bench.targets import OTHERS
+from bench.targets import choose
 from lattica.dht import Dht, dht_key
 from lattica.identity import wire
 from lattica.identity.keys import Identity
@@ -193,13 +193,7 @@ def select(words: Sequence[str]) -> list[str]:
     Raises:
         SystemExit: a word names none.
     """
-    found: dict[str, None] = {}
-    for word in words or ("dht",):
-        chosen = [word] if word in OTHERS else [m for m in OTHERS if m.startswith(word)]
-        if not chosen:
-            raise SystemExit(f"no measure begins with {word!r}; there are: {', '.join(OTHERS)}")
-        found.update(dict.fromkeys(chosen))
-    return [measure for measure in OTHERS if measure in found]
+    return choose(words, "dht")
 
 
 def rows_of(only: Sequence[str], peers: int, image: Path | None) -> list[Row]:

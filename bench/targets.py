@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 ENGINES = ("aioquic", "qh3")
@@ -77,6 +79,12 @@ OTHERS: dict[str, Target] = {
     "dht_store": Target(0.5, False),
     "dht_writers_lost": Target(0.0, False),
     "dht_idle": Target(100.0, False),  # bytes/s
+    "blocks_loopback": Target(0.7, True),
+    "blocks_swarm": Target(2.2, False),  # times one copy over the seeder's link
+    "blocks_providers": Target(3.4, True),
+    "blocks_version": Target(1.02, False),
+    "blocks_resume": Target(1.0, False),  # blocks
+    "blocks_memory": Target(64.0, False),  # MiB
 }
 
 
@@ -88,3 +96,19 @@ def target_of(measure: str, engine: str) -> Target | None:
     if both is None or engine not in ENGINES:
         return None
     return both[ENGINES.index(engine)]
+
+
+def choose(words: Sequence[str], part: str) -> list[str]:
+    """The measures of a part of `OTHERS` that `words` name or begin; all without words.
+
+    Raises:
+        SystemExit: a word names none.
+    """
+    known = [measure for measure in OTHERS if measure.startswith(part)]
+    found: set[str] = set()
+    for word in words or known:
+        chosen = {word} if word in known else {each for each in known if each.startswith(word)}
+        if not chosen:
+            raise SystemExit(f"no measure begins with {word!r}; there are: {', '.join(known)}")
+        found |= chosen
+    return [measure for measure in known if measure in found]
