@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import random
 
 import msgspec
@@ -62,54 +61,6 @@ def refusal(target: Replica, envelope: Signed) -> str:
 
 
 # ------------------------------------------------------------------------------ convergence
-
-
-@pytest.mark.parametrize("seed", range(300))
-def test_replicas_converge_under_any_schedule(seed):
-    """3 to 8 replicas; envelopes delayed, lost, doubled, reordered; partitions; then peace."""
-    rng = random.Random(seed)
-    replicas = [replica(number) for number in range(1, rng.randint(3, 8) + 1)]
-    islands = [0] * len(replicas)
-    flying: list[tuple[int, Signed]] = []
-    for _ in range(60):
-        act = rng.random()
-        here = rng.randrange(len(replicas))
-        if act < 0.35:
-            envelope = random_write(rng, replicas[here])
-            if envelope is not None:
-                flying += [(there, envelope) for there in range(len(replicas)) if there != here]
-        elif act < 0.8 and flying:
-            index = rng.randrange(len(flying))
-            there, envelope = flying[index] if rng.random() < 0.2 else flying.pop(index)
-            if islands[there] == islands[here] and rng.random() < 0.8:
-                replicas[there].receive(envelope)
-        elif act < 0.95:
-            there = rng.randrange(len(replicas))
-            if there != here and islands[there] == islands[here]:
-                sync(replicas[here], replicas[there])
-        else:
-            islands = [rng.randrange(2) for _ in replicas]
-    for _ in range(2):
-        for one, other in itertools.pairwise(replicas):
-            sync(one, other)
-        for one, other in reversed(list(itertools.pairwise(replicas))):
-            sync(one, other)
-    assert len({one.state.digest() for one in replicas}) == 1
-    assert len({tuple(sorted(one.heads(), key=lambda h: h.author)) for one in replicas}) == 1
-    refusals = [key for one in replicas for key in one.counters if key.startswith("refused")]
-    assert refusals == []
-
-
-def random_write(rng: random.Random, target: Replica) -> Signed | None:
-    with target.transaction(NOW) as links:
-        for _ in range(rng.randint(1, 3)):
-            entries = target.state.map(rng.choice("mn"))
-            key = rng.choice("abc")
-            if rng.random() < 0.7:
-                entries[key] = encode_value(rng.random())
-            elif key in entries:
-                del entries[key]
-    return links[0].envelope if links else None
 
 
 def test_an_author_never_met_is_verified_by_what_it_showed():

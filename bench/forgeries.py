@@ -1,0 +1,123 @@
+"""What those say who break the rules: envelopes that no replica may take in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pycrdt
+
+from bench.schedule_world import AUTHORITY, NAME, NOW, World, identity, membership
+from lattica.identity import grants
+from lattica.identity.grants import Membership
+from lattica.identity.keys import Identity
+from lattica.identity.signed import Signed
+from lattica.store.ledger import counter_key
+from lattica.store.messages import DOMAIN, GENESIS, Update
+from lattica.store.state import client_id
+from lattica.store.values import encode_value
+
+ROGUE = 1000  # number of the first identity that breaks the rules
+
+
+def altered(world: World) -> Signed | None:
+    """Somebody else's envelope with a bit changed."""
+    if not world.sent:
+        return None
+    old = world.rng.choice(world.sent)
+    payload = bytearray(old.payload)
+    payload[world.rng.randrange(len(payload))] ^= 1 << world.rng.randrange(8)
+    return Signed(old.author, old.domain, bytes(payload), old.signature)
+
+
+def claimed(world: World) -> Signed | None:
+    """A well-signed envelope under another's name."""
+    victim = world.rng.randint(1, len(world.documents))
+    made = sealed(world, body_of(world, victim, "map:m"))
+    return Signed(identity(victim).peer_id, made.domain, made.payload, made.signature)
+
+
+def unauthorised(world: World) -> Signed | None:
+    """By a member without the grant, or with a grant that has run out."""
+    rogue = rogue_of(world)
+    shown = world.rng.choice(
+        (
+            membership(rogue, grants.CALL),
+            membership(rogue, "write:other"),
+            membership(rogue, expires=NOW - 1),
+            membership(identity(1)),
+        )
+    )
+    return sealed(world, body_of(world, ROGUE + len(world.forgeries), "map:m"), shown=shown)
+
+
+def impersonating(world: World) -> Signed | None:
+    """By a writer, in another's client id."""
+    return sealed(world, body_of(world, world.rng.randint(1, len(world.documents)), "map:m"))
+
+
+def malformed(world: World) -> Signed | None:
+    """By a writer, bytes that are no update, or of nothing that Lattica writes."""
+    number = ROGUE + len(world.forgeries)
+    body = body_of(world, number, "map:m")
+    return sealed(
+        world,
+        world.rng.choice(
+            (
+                b"",
+                body[: world.rng.randrange(1, len(body))],
+                body + b"\x00",
+                body_of(world, number, "plain"),
+                body_of(world, number, "array:m"),
+                world.rng.randbytes(20) + b"\x80",
+            )
+        ),
+    )
+
+
+def miscounting(world: World) -> Signed | None:
+    """By a writer, who replaces what another has counted, or counts in its name."""
+    state = world.any().state
+    number = ROGUE + len(world.forgeries)
+    counted = [(name, key) for name in "cd" for key in sorted(state.counts(name).keys())]
+    if not counted:
+        return sealed(world, body_of(world, number, "count:c", counter_key(1)))
+    name, key = world.rng.choice(counted)
+    doc, updates = _author(number)
+    doc.apply_update(state._doc.get_update())
+    updates.clear()
+    doc.get(f"count:{name}", type=pycrdt.Map)[key] = encode_value([1000, 0])
+    return sealed(world, updates[0])
+
+
+FORGERIES: dict[str, Callable[[World], Signed | None]] = {
+    made.__name__: made
+    for made in (altered, claimed, unauthorised, impersonating, malformed, miscounting)
+}
+
+
+def rogue_of(world: World) -> Identity:
+    """A member of its own for each forgery: whoever was caught is not listened to again."""
+    return identity(ROGUE + len(world.forgeries))
+
+
+def sealed(world: World, body: bytes, shown: Membership | None = None) -> Signed:
+    """A first envelope by the next rogue, by default one that may write."""
+    rogue = rogue_of(world)
+    update = Update(AUTHORITY.peer_id, NAME, 1, GENESIS, NOW, body, shown or membership(rogue))
+    return Signed.seal(rogue, DOMAIN, update)
+
+
+def body_of(world: World, number: int, root: str, key: str = "k") -> bytes:
+    """A pycrdt update in somebody's client id, from an empty document."""
+    doc, updates = _author(number)
+    doc.get(root, type=pycrdt.Map)[key] = encode_value(len(world.sent))
+    return updates[0]
+
+
+def _author(number: int) -> tuple[pycrdt.Doc[Any], list[bytes]]:
+    """A document that writes in somebody's client id, and the updates that it makes."""
+    doc: pycrdt.Doc[Any] = pycrdt.Doc(client_id=client_id(identity(number).peer_id))
+    updates: list[bytes] = []
+    doc.observe(lambda event: updates.append(event.update))
+    return doc, updates

@@ -1,0 +1,215 @@
+"""Replicas of one document that a schedule drives, and what must hold of them in the end."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from lattica.clock import ManualClock
+from lattica.config import StoreConfig
+from lattica.identity import grants
+from lattica.identity.grants import Membership
+from lattica.identity.keys import Identity
+from lattica.identity.signed import Signed
+from lattica.store.chain import Link
+from lattica.store.document import Document
+from lattica.store.refusals import RefusedError
+from lattica.store.replica import Replica
+
+NOW = 1_000_000.0
+NAME = "schedule"
+MANY = 10**9
+AUTHORITY = Identity(b"authority".ljust(32, b"-"))
+
+
+class Outcome(NamedTuple):
+    """What a schedule came to. All but the counts at the end must be 0."""
+
+    seed: int
+    diverged: int  # replicas that read otherwise than the first
+    lost: int  # acknowledged writes that a chain or the content lacks
+    believed: int  # forgeries that were taken in or not counted
+    refused_honest: int  # refusals of what no rule was broken for
+    writes: int
+    forged: int
+    actions: Counter[str]
+
+    @property
+    def is_good(self) -> bool:
+        """Whether all that must hold held."""
+        return not (self.diverged or self.lost or self.believed or self.refused_honest)
+
+
+class Flight(NamedTuple):
+    """An envelope on its way."""
+
+    source: int
+    target: int
+    envelope: Signed
+
+
+class Forgery(NamedTuple):
+    """An envelope that nobody may take in, and what it was told to be."""
+
+    envelope: Signed
+    reason: str
+
+
+class World:
+    """The replicas of one document and all that is under way between them."""
+
+    def __init__(self, rng: random.Random, count: int) -> None:
+        self.rng = rng
+        self.documents = [self._make(number) for number in range(1, count + 1)]
+        self.islands = [0] * count
+        self.flying: list[Flight] = []
+        self.sent: list[Signed] = []  # acknowledged writes
+        self.forgeries: list[Forgery] = []
+        self.believed = 0
+        self.refused_honest = 0
+        self.counted: Counter[str] = Counter()  # by counter
+        self.items: Counter[int] = Counter()  # of arrays: 1 is there, 0 was removed by somebody
+        self.actions: Counter[str] = Counter()
+
+    # ------------------------------------------------------------------------- the actors
+
+    def _make(self, number: int) -> Document:
+        async def nothing() -> None: ...
+
+        member = identity(number)
+        return Document(
+            Replica(NAME, member, membership(member), StoreConfig()),
+            ManualClock(NOW),
+            wrote=self._wrote,
+            flush=nothing,
+            synced=nothing,
+        )
+
+    def _wrote(self, link: Link) -> None:
+        envelope = link.envelope
+        self.sent.append(envelope)
+        source = next(
+            index
+            for index, each in enumerate(self.documents)
+            if replica_of(each)._identity.peer_id == envelope.author
+        )
+        self.flying += [
+            Flight(source, target, envelope)
+            for target in range(len(self.documents))
+            if target != source
+        ]
+
+    def any(self) -> Document:
+        """One of the documents."""
+        return self.rng.choice(self.documents)
+
+    # -------------------------------------------------------------------------- delivery
+
+    def receive(self, target: Document, envelope: Signed) -> None:
+        """Bring an envelope of an author that keeps to the rules."""
+        try:
+            replica_of(target).receive(envelope)
+        except RefusedError:
+            self.refused_honest += 1
+
+    def lie(self, target: Document, forgery: Forgery) -> None:
+        """Bring an envelope that must be refused, or must wait for what it rests on."""
+        replica = replica_of(target)
+        before = replica.state.digest(), sum(refusals(replica).values())
+        try:
+            taken = replica.receive(forgery.envelope)
+        except RefusedError:
+            counted = sum(refusals(replica).values()) > before[1]
+            self.believed += not counted or replica.state.digest() != before[0]
+        else:
+            # What rests on something that is not here yet waits; `finish` brings it again.
+            self.believed += taken is not None
+
+    def sync(self, one: Document, other: Document) -> None:
+        """A whole exchange, both ways."""
+        for giver, taker in ((one, other), (other, one)):
+            batch = replica_of(giver).missing(replica_of(taker).heads(), limit=MANY)
+            for envelope in batch.envelopes:
+                self.receive(taker, envelope)
+
+    # ------------------------------------------------------------------------------ ends
+
+    def finish(self, seed: int) -> Outcome:
+        """Let all meet, and see what holds."""
+        for _ in range(2):
+            for one, other in both_ways(self.documents):
+                self.sync(one, other)
+        for forgery in self.forgeries:
+            for document in self.documents:
+                self.lie(document, forgery)
+        digests = [document.digest() for document in self.documents]
+        dicts = [document.to_dict() for document in self.documents]
+        lost = sum(self._lost(document) for document in self.documents)
+        return Outcome(
+            seed,
+            sum(
+                digest != digests[0] or held != dicts[0]
+                for digest, held in zip(digests, dicts, strict=True)
+            ),
+            lost,
+            self.believed + sum(self._accepted_forgeries(each) for each in self.documents),
+            self.refused_honest,
+            len(self.sent),
+            len(self.forgeries),
+            self.actions,
+        )
+
+    def _lost(self, document: Document) -> int:
+        replica = replica_of(document)
+        missing = sum(replica.find(envelope) is None for envelope in self.sent)
+        counts = {
+            root.name: document.counter(root.name).value
+            for root in document.state.roots()
+            if root.kind == "count"
+        }
+        missing += sum(counts.get(name, 0) != value for name, value in self.counted.items())
+        held = Counter(item for name in "ab" for item in document.array(name))
+        missing += sum(held[item] != count for item, count in self.items.items())
+        missing += sum("\ufffd" in str(document.text(name)) for name in "tu")
+        return missing
+
+    def _accepted_forgeries(self, document: Document) -> int:
+        found = (replica_of(document).find(forgery.envelope) for forgery in self.forgeries)
+        return sum(link is not None for link in found)
+
+
+def identity(number: int) -> Identity:
+    """The same key for the same number, in every run."""
+    return Identity(number.to_bytes(32, "big"))
+
+
+def membership(member: Identity, *scopes: str, expires: float = NOW + 3600) -> Membership:
+    """A grant signed by the authority; by default everything a member has."""
+    grant = grants.issue(
+        AUTHORITY,
+        mesh=AUTHORITY.peer_id,
+        subject=member.peer_id,
+        scopes=scopes or grants.MEMBER,
+        expires=expires,
+    )
+    return Membership(AUTHORITY.peer_id, (grant,))
+
+
+def replica_of(document: Document) -> Replica:
+    """What is behind a document."""
+    return document._replica
+
+
+def refusals(replica: Replica) -> dict[str, int]:
+    """What it has refused, by reason."""
+    return {key: n for key, n in replica.counters.items() if key.startswith("refused:")}
+
+
+def both_ways(documents: list[Document]) -> Iterator[tuple[Document, Document]]:
+    """Neighbours, from one end to the other and back: all then have what any had."""
+    pairs = list(itertools.pairwise(documents))
+    yield from pairs
+    yield from reversed(pairs)
