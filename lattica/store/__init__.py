@@ -2,12 +2,14 @@
 
 from lattica.store.arrays import DocumentArray
 from lattica.store.blocks import Blocks, FetchReport
+from lattica.store.changes import Change, Revision
 from lattica.store.counters import DocumentCounter
-from lattica.store.document import Change, Document
+from lattica.store.document import Document
 from lattica.store.documents import Documents
 from lattica.store.manifest import BlockRef, FileEntry, Manifest
 from lattica.store.maps import DocumentMap
 from lattica.store.texts import DocumentText
+from lattica.store.views import DocumentView
 
 __all__ = [
     "BlockRef",
@@ -18,8 +20,10 @@ __all__ = [
     "DocumentCounter",
     "DocumentMap",
     "DocumentText",
+    "DocumentView",
     "Documents",
     "FetchReport",
     "FileEntry",
     "Manifest",
+    "Revision",
 ]

@@ -5,32 +5,26 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any
-
-import anyio
-import msgspec
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from lattica.clock import Clock
 from lattica.identity.keys import PeerId
-from lattica.store.arrays import DocumentArray
 from lattica.store.chain import Link
-from lattica.store.counters import DocumentCounter, total
-from lattica.store.kinds import COUNT, MAP, TEXT, require_name
-from lattica.store.maps import DocumentMap
+from lattica.store.changes import Change, Revision, Watcher, changes, revisions
+from lattica.store.counters import total
+from lattica.store.face import Owner
+from lattica.store.kinds import COUNT, MAP, TEXT, Place
+from lattica.store.maps import Container
 from lattica.store.replica import Replica
 from lattica.store.state import State
-from lattica.store.texts import DocumentText
 from lattica.store.values import decode_value
+from lattica.store.views import DocumentView
+
+T = TypeVar("T")
 
 
-class Change(msgspec.Struct, frozen=True):
-    """The document has changed; by whom, since the last one."""
-
-    authors: frozenset[PeerId]
-
-
-class Document:
+class Document(Container):
     """One document. Reads and writes are plain calls on the event loop's thread.
 
     A write is visible here at once, is sent to peers when it is on disk, and reads the
@@ -53,32 +47,19 @@ class Document:
         self._flush = flush
         self._synced = synced
         self._in_transaction = False
-        self._watchers: weakref.WeakSet[_Watcher] = weakref.WeakSet()
+        self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
 
     @property
     def name(self) -> str:
         """The document's name in its mesh."""
         return self._replica.name
 
-    def map(self, name: str) -> DocumentMap:
-        """The map `name`; one that was never written is empty."""
-        require_name(name)
-        return DocumentMap(self, name)
+    def view(self, name: str, kind: type[T]) -> DocumentView[T]:
+        """The map `name`, whose values are of `kind`: a msgspec struct or another type of it."""
+        return DocumentView(self.map(name), kind)
 
-    def array(self, name: str) -> DocumentArray:
-        """The array `name`; one that was never written is empty."""
-        require_name(name)
-        return DocumentArray(self, name)
-
-    def text(self, name: str) -> DocumentText:
-        """The text `name`; one that was never written is empty."""
-        require_name(name)
-        return DocumentText(self, name)
-
-    def counter(self, name: str) -> DocumentCounter:
-        """The counter `name`; one that was never written is 0."""
-        require_name(name)
-        return DocumentCounter(self, name)
+    def _inside(self, name: str) -> tuple[Owner, str]:
+        return self, name
 
     @property
     def state(self) -> State:
@@ -151,43 +132,37 @@ class Document:
 
     def watch(self) -> AsyncIterator[Change]:
         """Every change from now on; changes that come faster than they are read are merged."""
-        return _changes(self._watcher())
+        return changes(self._watcher())
 
-    def notify(self, authors: frozenset[PeerId]) -> None:
-        """Tell those who watch."""
+    def history(self) -> Iterator[Revision]:
+        """Every update that is in, in the order in which this peer took them in."""
+        return revisions(self.state.ledger, tuple(self._replica._accepted))
+
+    def author_of(self, place: Place) -> PeerId:
+        """Who wrote what a map's key now holds.
+
+        Raises:
+            KeyError: there is nothing.
+        """
+        return self._replica.author_of(self.state.writer_of(place))
+
+    def notify(self, links: Sequence[Link]) -> None:
+        """Tell those who watch that these were taken in."""
+        if not self._watchers:
+            return
+        by: dict[PeerId, frozenset[Place]] = {}
+        for each in revisions(self.state.ledger, links):
+            by[each.author] = by.get(each.author, frozenset()) | each.places
         for watcher in self._watchers:
-            watcher.add(authors)
+            watcher.add(by)
 
-    def _watcher(self) -> _Watcher:
-        watcher = _Watcher()
+    def _watcher(self) -> Watcher:
+        watcher = Watcher()
         self._watchers.add(watcher)
         return watcher
 
     def __repr__(self) -> str:
         return f"Document({self.name}, {sum(self.heads().values())} updates)"
-
-
-class _Watcher:
-    """Authors of changes since the last look; bounded by the number of authors."""
-
-    def __init__(self) -> None:
-        self._authors: set[PeerId] = set()
-        self._event = anyio.Event()
-
-    def add(self, authors: frozenset[PeerId]) -> None:
-        self._authors |= authors
-        self._event.set()
-
-    async def next(self) -> Change:
-        await self._event.wait()
-        self._event = anyio.Event()
-        authors, self._authors = frozenset(self._authors), set()
-        return Change(authors)
-
-
-async def _changes(watcher: _Watcher) -> AsyncIterator[Change]:
-    while True:
-        yield await watcher.next()
 
 
 def plain(kind: str, held: Any) -> Any:

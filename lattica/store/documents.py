@@ -351,7 +351,7 @@ class OpenCopy:
             author = link.envelope.author
             row = Row(self.name, author.raw, link.sequence, wire.encode(link.envelope))
             self._owner._journal.add(row, functools.partial(self._is_safe, author, link.sequence))
-        self.document.notify(frozenset(link.envelope.author for link in links))
+        self.document.notify(links)
 
     def _is_safe(self, author: PeerId, sequence: int) -> None:
         # Only now may it leave: a peer that forgot what others hold of it would fork.

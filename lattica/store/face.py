@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import Protocol
 
+from lattica.identity.keys import PeerId
+from lattica.store.kinds import Place
 from lattica.store.state import State
 
 
@@ -19,6 +21,10 @@ class Owner(Protocol):
     @property
     def state(self) -> State:
         """The content."""
+        ...
+
+    def author_of(self, place: Place) -> PeerId:
+        """Who wrote what is there now."""
         ...
 
     def transaction(self) -> contextlib.AbstractContextManager[None]:

@@ -48,11 +48,12 @@ def place_of(root: str, key: str | None) -> Place:
     return Place(kind, name, key)
 
 
-def require_name(name: str) -> None:
-    """Check a name or key that a user gives.
+def require_name(name: str) -> str:
+    """A name or key that a user gives, when it is one.
 
     Raises:
         DocumentError: it is none.
     """
     if not isinstance(name, str) or not name.isprintable() or len(name.encode()) > MAX_NAME:
         raise DocumentError(f"{name!r:.80} is no name: printable text of at most {MAX_NAME} bytes")
+    return name

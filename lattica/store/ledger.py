@@ -106,6 +106,11 @@ class Ledger:
                 return
             yield author.runs[index].place
 
+    def place_at(self, client: int, clock: int) -> Place:
+        """Where an accepted unit stands."""
+        author = self._authors[client]
+        return author.runs[bisect_right(author.starts, clock) - 1].place
+
     def touched(self, facts: UpdateFacts) -> frozenset[Place]:
         """The places that an accepted update has changed."""
         found: set[Place] = set()

@@ -5,15 +5,48 @@ from __future__ import annotations
 from collections.abc import ItemsView, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from lattica.identity.keys import PeerId
+from lattica.store.arrays import DocumentArray
+from lattica.store.counters import DocumentCounter
 from lattica.store.face import Owner
-from lattica.store.kinds import require_name
+from lattica.store.kinds import MAP, Place, require_name
+from lattica.store.texts import DocumentText
 from lattica.store.values import decode_value, encode_value
 
 if TYPE_CHECKING:
     import pycrdt
 
 
-class DocumentMap(MutableMapping[str, Any]):
+class Container:
+    """A document, or a map in it: where maps, arrays, texts and counters are by their names.
+
+    What is inside a map has a name of its own, `outer/inner`, and a life of its own: it is
+    there for whoever first writes it, peers that do so at once write the same one, and what
+    happens to the map's keys does not touch it.
+    """
+
+    def map(self, name: str) -> DocumentMap:
+        """The map `name`; one that was never written is empty."""
+        return DocumentMap(*self._inside(require_name(name)))
+
+    def array(self, name: str) -> DocumentArray:
+        """The array `name`; one that was never written is empty."""
+        return DocumentArray(*self._inside(require_name(name)))
+
+    def text(self, name: str) -> DocumentText:
+        """The text `name`; one that was never written is empty."""
+        return DocumentText(*self._inside(require_name(name)))
+
+    def counter(self, name: str) -> DocumentCounter:
+        """The counter `name`; one that was never written is 0."""
+        return DocumentCounter(*self._inside(require_name(name)))
+
+    def _inside(self, name: str) -> tuple[Owner, str]:
+        """The document, and the whole name there of what is `name` here."""
+        raise NotImplementedError
+
+
+class DocumentMap(Container, MutableMapping[str, Any]):
     """A map of a document: str to None, bool, int, float, str, bytes, list, dict.
 
     What is read is a copy: write a changed value back to share it. Each write outside
@@ -24,6 +57,9 @@ class DocumentMap(MutableMapping[str, Any]):
     def __init__(self, document: Owner, name: str) -> None:
         self._document = document
         self._name = name
+
+    def _inside(self, name: str) -> tuple[Owner, str]:
+        return self._document, require_name(f"{self._name}/{name}")
 
     def set(self, key: str, value: Any) -> None:
         """Write one entry.
@@ -47,6 +83,15 @@ class DocumentMap(MutableMapping[str, Any]):
         """Remove all entries as one update."""
         with self._document.transaction():
             super().clear()
+
+    def author(self, key: str) -> PeerId:
+        """Who wrote what `key` now holds.
+
+        Raises:
+            KeyError: it holds nothing.
+            DocumentError: a transaction is open.
+        """
+        return self._document.author_of(Place(MAP, self._name, key))
 
     def __getitem__(self, key: str) -> Any:
         return decode_value(self._entries[key])

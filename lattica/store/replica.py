@@ -308,6 +308,10 @@ class Replica:
                 found.append(ours.envelope)
         return tuple(found[:MAX_BATCH])
 
+    def author_of(self, client: int) -> PeerId:
+        """Whose client id that is, of an author whose updates are in."""
+        return self._clients[client]
+
     # ---------------------------------------------------------------------- internals
 
     def _chain(self, author: PeerId) -> Chain:

@@ -14,7 +14,7 @@ from lattica.errors import DocumentError
 from lattica.identity.keys import PeerId
 from lattica.store.kinds import ARRAY, COUNT, MAP, TEXT, Place
 from lattica.store.ledger import Ledger
-from lattica.store.update import UpdateFacts
+from lattica.store.update import UpdateFacts, live_units
 
 _CLIENT_BITS = 53  # Yjs keeps client ids in a double's integers
 _TYPES: dict[str, Any] = {
@@ -41,6 +41,7 @@ class State:
         self.ledger = Ledger()
         self.version = 0  # rises with every change
         self._written: list[bytes] = []
+        self._writers: tuple[int, dict[Place, int]] | None = None  # of a version
         self._doc = self._fresh()
 
     def map(self, name: str) -> pycrdt.Map[Any]:
@@ -149,6 +150,23 @@ class State:
             raise DocumentError(f"a snapshot is damaged: {error}") from None
         self.clocks = clocks
         self.rebuild([update])
+
+    def writer_of(self, place: Place) -> int:
+        """The client that wrote what a map's key now holds.
+
+        Raises:
+            KeyError: there is nothing.
+            DocumentError: a transaction is open.
+        """
+        if self.writing:
+            raise DocumentError("who wrote what is known when the transaction is over")
+        if self._writers is None or self._writers[0] != self.version:
+            found = {
+                self.ledger.place_at(client, clock): client
+                for client, clock in live_units(self._doc.get_update())
+            }
+            self._writers = (self.version, found)
+        return self._writers[1][place]
 
     def digest(self) -> bytes:
         """A hash of the content, the same on peers that read the same."""

@@ -9,6 +9,7 @@ before it is applied. Whether it fits what is there already, `ledger` says.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -70,6 +71,18 @@ def read_update(data: bytes) -> UpdateFacts:
         return _Reader(data).update()
     except IndexError:
         raise DocumentError("the update is cut") from None
+
+
+def live_units(state: bytes) -> Iterator[Id]:
+    """The first unit of each entry of a pycrdt document's whole state that is not deleted."""
+    reader = _Reader(state)
+    for _ in range(reader.number()):
+        count, client, clock = reader.number(), reader.number(), reader.number()
+        for _ in range(count):
+            entry = reader.entry(clock)
+            clock += entry.length
+            if entry.content != DELETED:
+                yield client, entry.start
 
 
 class _Reader:

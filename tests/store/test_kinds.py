@@ -194,6 +194,35 @@ def test_one_name_may_stand_for_each_kind():
     assert sum(two.heads().values()) == 1
 
 
+def test_what_is_inside_a_map_is_shared_however_it_comes_into_being():
+    """Peers that make an inner map at once make the same one: neither loses its entries."""
+    one, two = document(1), document(2)
+    one.map("house").map("room")["chair"] = 1
+    two.map("house").map("room")["table"] = 2
+    two.map("house").map("room").text("notes").append("hi")
+    one.map("house").array("doors").append("front")
+    one.map("house").counter("steps").add(3)
+    one.map("house")["colour"] = "red"
+    meet(one, two)
+    assert one.map("house/room") == two.map("house").map("room") == {"chair": 1, "table": 2}
+    one.map("house").clear()
+    meet(one, two)
+    assert two.to_dict() == {
+        "house/room": {"chair": 1, "table": 2},
+        "house/room/notes": "hi",
+        "house/doors": ["front"],
+        "house/steps": 3,
+    }
+
+
+@pytest.mark.parametrize("name", ["\n", "x" * 1025, 3, "\ud800"])
+def test_what_is_no_name_is_an_error_for_every_kind(name):
+    doc = document(1)
+    for face in (doc.map, doc.array, doc.text, doc.counter, doc.map("m").map):
+        with pytest.raises(DocumentError, match="no name"):
+            face(name)
+
+
 def test_what_is_empty_is_left_out_and_does_not_count_for_the_digest():
     one, two = document(1), document(2)
     before = two.digest()
