@@ -5,18 +5,17 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from lattica.clock import ManualClock
 from lattica.config import StoreConfig
 from lattica.identity import grants
 from lattica.identity.grants import Membership
-from lattica.identity.keys import Identity
+from lattica.identity.keys import Identity, PeerId
 from lattica.identity.signed import Signed
 from lattica.store.chain import Link
 from lattica.store.document import Document
-from lattica.store.refusals import RefusedError
 from lattica.store.replica import Replica
 
 NOW = 1_000_000.0
@@ -79,6 +78,13 @@ class World:
     def _make(self, number: int) -> Document:
         async def nothing() -> None: ...
 
+        async def no_ruling(subject: PeerId, *, until: float | None) -> None: ...
+
+        async def nowhere() -> AsyncIterator[Sequence[Link]]:
+            nothing_kept: tuple[Sequence[Link], ...] = ()
+            for links in nothing_kept:
+                yield links
+
         member = identity(number)
         return Document(
             Replica(NAME, member, membership(member), StoreConfig()),
@@ -86,6 +92,9 @@ class World:
             wrote=self._wrote,
             flush=nothing,
             synced=nothing,
+            rule=no_ruling,
+            compact=nothing,
+            archived=nowhere,
         )
 
     def _wrote(self, link: Link) -> None:
@@ -110,30 +119,32 @@ class World:
 
     def receive(self, target: Document, envelope: Signed) -> None:
         """Bring an envelope of an author that keeps to the rules."""
-        try:
-            replica_of(target).receive(envelope)
-        except RefusedError:
-            self.refused_honest += 1
+        self._receive(target, [envelope])
+
+    def _receive(self, target: Document, envelopes: Iterable[Signed]) -> None:
+        lies = [forgery.envelope for forgery in self.forgeries]
+        for refusal in replica_of(target).receive(envelopes).refusals:
+            # What waited for these may be a lie, which is found out only now.
+            self.refused_honest += refusal.envelope not in lies
 
     def lie(self, target: Document, forgery: Forgery) -> None:
         """Bring an envelope that must be refused, or must wait for what it rests on."""
         replica = replica_of(target)
         before = replica.state.digest(), sum(refusals(replica).values())
-        try:
-            taken = replica.receive(forgery.envelope)
-        except RefusedError:
+        taken = replica.receive([forgery.envelope])
+        if taken.refusals:
             counted = sum(refusals(replica).values()) > before[1]
             self.believed += not counted or replica.state.digest() != before[0]
         else:
             # What rests on something that is not here yet waits; `finish` brings it again.
-            self.believed += taken is not None
+            self.believed += not taken.waiting
 
     def sync(self, one: Document, other: Document) -> None:
         """A whole exchange, both ways."""
         for giver, taker in ((one, other), (other, one)):
             batch = replica_of(giver).missing(replica_of(taker).heads(), limit=MANY)
-            for envelope in batch.envelopes:
-                self.receive(taker, envelope)
+            assert batch is not None
+            self._receive(taker, batch.envelopes)
 
     # ------------------------------------------------------------------------------ ends
 

@@ -241,6 +241,7 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting: int = 1024  # envelopes of a document that wait for an earlier one
     max_waiting_bytes: int = 16 * MIB
     sync_batch: int = 1 * MIB  # envelopes in one message
+    snapshot_every: int = 1024  # updates of a document, at least, between two snapshots on disk
     call_timeout: float = 10.0
     open_timeout: float = 2.0  # how long opening a document waits for linked peers
     max_fetch_parallel: int = 16

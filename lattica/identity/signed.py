@@ -44,12 +44,16 @@ class Signed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
         """
         if self.domain != domain:
             raise SignatureError(f"signed for {self.domain!r}, not for {domain!r}")
-        if not self.author.verify(self.signature, _message(domain, self.payload)):
+        if not self.verifies():
             raise SignatureError(f"the signature of {self.author.short} does not verify")
         try:
             return wire.decode(self.payload, kind)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise SignatureError(f"the payload is not a {kind.__name__}: {error}") from None
+
+    def verifies(self) -> bool:
+        """Whether the author signed this payload for this domain."""
+        return self.author.verify(self.signature, _message(self.domain, self.payload))
 
 
 def _message(domain: str, payload: bytes) -> bytes:

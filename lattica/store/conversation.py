@@ -11,8 +11,8 @@ import anyio
 
 from lattica.errors import LatticaError
 from lattica.identity.keys import PeerId
-from lattica.store.messages import Envelopes, Head, Heads
-from lattica.store.replica import Batch
+from lattica.store.messages import Envelopes, Head, Heads, Marks, Notices
+from lattica.store.sending import Batch
 from lattica.store.service import DocumentsService
 
 
@@ -23,8 +23,20 @@ class Copy(Protocol):
         """How far each author's chain goes here."""
         ...
 
-    def missing(self, theirs: Heads) -> Batch:
+    def marks(self) -> Marks:
+        """What notices say of authors here."""
+        ...
+
+    def lacking(self, theirs: Marks) -> Notices:
+        """The notices that a peer with the marks `theirs` does not know."""
+        ...
+
+    async def missing(self, theirs: Heads) -> Batch:
         """One batch of what a peer lacks and may have."""
+        ...
+
+    async def learn(self, notices: Notices) -> None:
+        """Take notices in."""
         ...
 
     async def receive(self, source: PeerId, envelopes: Envelopes) -> bool:
@@ -54,6 +66,7 @@ class Conversation:
         self._every = every
         self._counters = counters
         self._known: dict[str, dict[PeerId, Head]] = {}  # documents that the peer has open
+        self._marks: dict[str, Marks] = {}
         self._told: Counter[str] = Counter()  # how often `learned` was called
         self._dirty: set[str] = set()
         self._due: set[str] = set(copies)
@@ -66,9 +79,10 @@ class Conversation:
         """Whether the peer is known to have the document open."""
         return document in self._known
 
-    def learned(self, document: str, heads: Heads) -> None:
+    def learned(self, document: str, heads: Heads, marks: Marks = ()) -> None:
         """The peer said that it has the document open, and how far."""
         self._told[document] += 1
+        self._marks[document] = marks
         self._known[document] = {head.author: head for head in heads}
         self.changed(document)
 
@@ -134,30 +148,38 @@ class Conversation:
             copy = self._copies.get(document)
             if copy is None:
                 return
-            before, told = copy.heads(), self._told[document]
-            reply = await self._stub.exchange(document, before)
+            before, told = (copy.heads(), copy.marks()), self._told[document]
+            reply = await self._stub.exchange(document, *before)
             if reply is None:
                 # A peer that opens it asks us too. Its question may be taken in before this
                 # answer to ours, which is then out of date: it knows our heads and will push.
                 if self._told[document] == told:
                     self._known.pop(document, None)
+                    self._marks.pop(document, None)
                 return
             self._counters["exchanges"] += 1
-            self.learned(document, reply.heads)
+            self.learned(document, reply.heads, reply.marks)
+            await copy.learn(reply.notices)
             await copy.receive(self.peer, reply.envelopes)
-            # Without progress the same question would only get the same answer.
-            is_complete = reply.is_complete or copy.heads() == before
+            # Without progress the same question would only get the same answer. A new notice
+            # is progress: what the peer has beside it may follow other updates now.
+            marks = copy.marks()
+            is_complete = (copy.heads(), marks) == before or (
+                reply.is_complete and marks == before[1]
+            )
 
     async def _push(self, document: str) -> None:
         while (known := self._known.get(document)) is not None:
             copy = self._copies.get(document)
             if copy is None:
                 return
-            batch = copy.missing(tuple(known.values()))
-            if not batch.envelopes:
+            notices = copy.lacking(self._marks.get(document, ()))
+            self._marks[document] = copy.marks()
+            batch = await copy.missing(tuple(known.values()))
+            if not batch.envelopes and not notices:
                 return
             self.showed(document, batch.heads)
-            if not await self._stub.push(document, batch.envelopes):
+            if not await self._stub.push(document, batch.envelopes, notices):
                 self._due.add(document)
                 return
 

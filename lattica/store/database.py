@@ -1,11 +1,12 @@
-"""Envelopes on disk: one SQLite file for all documents of a peer."""
+"""Documents on disk: one SQLite file for all documents of a peer."""
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from lattica.errors import StoreError
 
@@ -18,14 +19,21 @@ CREATE TABLE IF NOT EXISTS envelopes (
     envelope BLOB NOT NULL,
     UNIQUE (document, author, sequence)
 );
-CREATE TABLE IF NOT EXISTS evidence (
+CREATE TABLE IF NOT EXISTS notices (
     document TEXT NOT NULL,
     author BLOB NOT NULL,
-    accepted BLOB NOT NULL,
-    other BLOB NOT NULL,
-    PRIMARY KEY (document, author)
+    upto INTEGER NOT NULL,  -- the author's last update that counts; -1: a grant
+    notice BLOB NOT NULL,
+    PRIMARY KEY (document, author, upto)
+);
+CREATE TABLE IF NOT EXISTS snapshots (
+    document TEXT PRIMARY KEY,
+    snapshot BLOB NOT NULL
 );
 """
+_FEW = 500  # values in one statement; SQLite's own limit is higher
+
+T = TypeVar("T")
 
 
 class Row(NamedTuple):
@@ -37,13 +45,31 @@ class Row(NamedTuple):
     envelope: bytes
 
 
-class Proof(NamedTuple):
-    """Two envelopes with which an author contradicts itself."""
+class NoticeRow(NamedTuple):
+    """A notice; `upto` is the author's last update that counts, None for a grant."""
 
     document: str
     author: bytes
-    accepted: bytes
-    other: bytes
+    upto: int | None
+    notice: bytes
+
+
+class SnapshotRow(NamedTuple):
+    """A document without its history, as of all rows added before."""
+
+    document: str
+    snapshot: bytes
+
+
+Entry = Row | NoticeRow | SnapshotRow
+
+
+class Part(NamedTuple):
+    """An author's envelopes after `start`, up to `stop`."""
+
+    author: bytes
+    start: int
+    stop: int
 
 
 class Database:
@@ -72,7 +98,7 @@ class Database:
                 f"cannot open {path}: {error}; move it away to fetch the documents from peers again"
             ) from None
 
-    def append(self, rows: Sequence[Row], proofs: Sequence[Proof]) -> None:
+    def append(self, entries: Sequence[Entry]) -> None:
         """Commit everything or nothing.
 
         Raises:
@@ -81,30 +107,92 @@ class Database:
         try:
             with self._connection:
                 self._connection.execute("BEGIN IMMEDIATE")
-                self._connection.executemany(
-                    "INSERT INTO envelopes (document, author, sequence, envelope)"
-                    " VALUES (?, ?, ?, ?)",
-                    rows,
-                )
-                self._connection.executemany(
-                    "INSERT OR IGNORE INTO evidence VALUES (?, ?, ?, ?)", proofs
-                )
+                for kind, group in itertools.groupby(entries, type):
+                    _WRITERS[kind](self._connection, group)
         except sqlite3.Error as error:
             raise StoreError(f"cannot write {self.path}: {error}") from None
 
-    def load(self, document: str) -> list[bytes]:
-        """The accepted envelopes of a document, in order.
+    def snapshot(self, document: str) -> bytes:
+        """The document's last snapshot; b"" if there is none.
 
         Raises:
             StoreError: the file cannot be read.
         """
-        try:
-            rows = self._connection.execute(
-                "SELECT envelope FROM envelopes WHERE document = ? ORDER BY id", (document,)
+        query = "SELECT snapshot FROM snapshots WHERE document = ?"
+        found = self._read(lambda: self._connection.execute(query, (document,)).fetchone())
+        return b"" if found is None else bytes(found[0])
+
+    def load(self, document: str, bases: dict[bytes, int]) -> list[bytes]:
+        """The accepted envelopes after `bases`, the last ones known of each author, in order.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+
+        def read() -> list[bytes]:
+            # Numbers first, so that what a snapshot covers is not read.
+            index = self._connection.execute(
+                "SELECT id, author, sequence FROM envelopes WHERE document = ?", (document,)
             )
-            return [bytes(envelope) for (envelope,) in rows]
-        except sqlite3.Error as error:
-            raise StoreError(f"cannot read {self.path}: {error}") from None
+            late = sorted(row for row, author, number in index if number > bases.get(author, 0))
+            found: list[bytes] = []
+            for few in _batches(late):
+                marks = ",".join("?" * len(few))
+                query = f"SELECT envelope FROM envelopes WHERE id IN ({marks}) ORDER BY id"
+                found += [bytes(data) for (data,) in self._connection.execute(query, few)]
+            return found
+
+        return self._read(read)
+
+    def read(self, document: str, parts: Sequence[Part], limit: int) -> tuple[list[Row], bool]:
+        """The first envelopes of `parts` in order, about `limit` bytes; whether these are all.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+
+        def read() -> tuple[list[Row], bool]:
+            late: list[tuple[int, bytes, int]] = []
+            for part in parts:
+                late += self._connection.execute(
+                    "SELECT id, author, sequence FROM envelopes"
+                    " WHERE document = ? AND author = ? AND sequence > ? AND sequence <= ?",
+                    (document, *part),
+                )
+            found: list[Row] = []
+            size = 0
+            for row, author, number in sorted(late):
+                if size >= limit:
+                    return found, False
+                (data,) = self._connection.execute(
+                    "SELECT envelope FROM envelopes WHERE id = ?", (row,)
+                ).fetchone()
+                found.append(Row(document, bytes(author), number, bytes(data)))
+                size += len(data)
+            return found, True
+
+        return self._read(read)
+
+    def at(self, document: str, author: bytes, sequences: Iterable[int]) -> dict[int, bytes]:
+        """An author's envelopes with these numbers, as far as they are here.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+
+        def read() -> dict[int, bytes]:
+            found = {}
+            for sequence in sequences:
+                row = self._connection.execute(
+                    "SELECT envelope FROM envelopes"
+                    " WHERE document = ? AND author = ? AND sequence = ?",
+                    (document, author, sequence),
+                ).fetchone()
+                if row is not None:
+                    found[sequence] = bytes(row[0])
+            return found
+
+        return self._read(read)
 
     def contents(self) -> dict[str, dict[bytes, int]]:
         """How many updates of each author are here, by document.
@@ -113,31 +201,76 @@ class Database:
             StoreError: the file cannot be read.
         """
         found: dict[str, dict[bytes, int]] = {}
-        try:
-            rows = self._connection.execute(
-                "SELECT document, author, COUNT(*) FROM envelopes GROUP BY 1, 2 ORDER BY 1"
-            )
-            for document, author, count in rows:
-                found.setdefault(document, {})[bytes(author)] = count
-            return found
-        except sqlite3.Error as error:
-            raise StoreError(f"cannot read {self.path}: {error}") from None
+        query = "SELECT document, author, COUNT(*) FROM envelopes GROUP BY 1, 2 ORDER BY 1"
+        for document, author, count in self._read(
+            lambda: self._connection.execute(query).fetchall()
+        ):
+            found.setdefault(document, {})[bytes(author)] = count
+        return found
 
-    def proofs(self, document: str) -> list[Proof]:
-        """The evidence kept about a document.
+    def notices(self, document: str) -> list[bytes]:
+        """The notices kept about a document's authors.
 
         Raises:
             StoreError: the file cannot be read.
         """
-        try:
-            rows = self._connection.execute(
-                "SELECT document, author, accepted, other FROM evidence WHERE document = ?",
-                (document,),
+        query = "SELECT notice FROM notices WHERE document = ?"
+        return [
+            bytes(data)
+            for (data,) in self._read(
+                lambda: self._connection.execute(query, (document,)).fetchall()
             )
-            return [Proof(*row) for row in rows]
-        except sqlite3.Error as error:
-            raise StoreError(f"cannot read {self.path}: {error}") from None
+        ]
 
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+
+    def _read(self, read: Callable[[], T]) -> T:
+        try:
+            return read()
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"cannot read {self.path}: {error}; "
+                "move it away to fetch the documents from peers again"
+            ) from None
+
+
+def _write_rows(connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
+    connection.executemany(
+        "INSERT INTO envelopes (document, author, sequence, envelope) VALUES (?, ?, ?, ?)", rows
+    )
+
+
+def _write_notices(connection: sqlite3.Connection, rows: Iterable[NoticeRow]) -> None:
+    for document, author, upto, notice in rows:
+        if upto is not None:
+            # What does not count any more leaves together with whatever was made of it.
+            connection.execute(
+                "DELETE FROM envelopes WHERE document = ? AND author = ? AND sequence > ?",
+                (document, author, upto),
+            )
+            connection.execute("DELETE FROM snapshots WHERE document = ?", (document,))
+        connection.execute(
+            "DELETE FROM notices WHERE document = ? AND author = ? AND (upto = -1) = ?",
+            (document, author, upto is None),
+        )
+        connection.execute(
+            "INSERT INTO notices VALUES (?, ?, ?, ?)",
+            (document, author, -1 if upto is None else upto, notice),
+        )
+
+
+def _write_snapshots(connection: sqlite3.Connection, rows: Iterable[SnapshotRow]) -> None:
+    connection.executemany("INSERT OR REPLACE INTO snapshots VALUES (?, ?)", rows)
+
+
+_WRITERS: dict[type, Callable[[sqlite3.Connection, Iterable], None]] = {  # type: ignore[type-arg]
+    Row: _write_rows,
+    NoticeRow: _write_notices,
+    SnapshotRow: _write_snapshots,
+}
+
+
+def _batches(values: Sequence[T]) -> Iterable[Sequence[T]]:
+    return (values[start : start + _FEW] for start in range(0, len(values), _FEW))

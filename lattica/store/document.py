@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from lattica.clock import Clock
 from lattica.identity.keys import PeerId
@@ -24,6 +24,12 @@ from lattica.store.views import DocumentView
 T = TypeVar("T")
 
 
+class Rule(Protocol):
+    """Grants (`until` a time, in seconds since the Unix epoch) or revokes (None)."""
+
+    async def __call__(self, subject: PeerId, *, until: float | None) -> None: ...
+
+
 class Document(Container):
     """One document. Reads and writes are plain calls on the event loop's thread.
 
@@ -39,6 +45,9 @@ class Document(Container):
         wrote: Callable[[Link], None],
         flush: Callable[[], Any],
         synced: Callable[[], Any],
+        rule: Rule,
+        compact: Callable[[], Any],
+        archived: Callable[[], AsyncIterator[Sequence[Link]]],
     ) -> None:
         """Made by `Documents.open`."""
         self._replica = replica
@@ -46,6 +55,9 @@ class Document(Container):
         self._wrote = wrote
         self._flush = flush
         self._synced = synced
+        self._rule = rule
+        self._compact = compact
+        self._archived = archived
         self._in_transaction = False
         self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
 
@@ -126,6 +138,36 @@ class Document(Container):
         """
         await self._synced()
 
+    async def grant(self, peer: PeerId, *, until: float) -> None:
+        """Let `peer` write this document until `until`, in seconds since the Unix epoch.
+
+        Raises:
+            GrantError: this peer is not the mesh's authority.
+            RefusedError: the grant is not valid.
+        """
+        await self._rule(peer, until=until)
+
+    async def revoke(self, peer: PeerId) -> None:
+        """Let `peer` write no more: of its updates those that are here count, and no others.
+
+        It is final: the peer can write again only under a new identity.
+
+        Raises:
+            GrantError: this peer is not the mesh's authority.
+            RefusedError: the authority itself cannot be revoked.
+        """
+        await self._rule(peer, until=None)
+
+    async def compact(self) -> None:
+        """Write a snapshot now, so that opening need not read what was written until now.
+
+        It also happens by itself, every `StoreConfig.snapshot_every` updates or more.
+
+        Raises:
+            StoreError: the disk does not take it.
+        """
+        await self._compact()
+
     async def changed(self) -> Change:
         """Wait for the next change, by this peer or another."""
         return await self._watcher().next()
@@ -134,9 +176,26 @@ class Document(Container):
         """Every change from now on; changes that come faster than they are read are merged."""
         return changes(self._watcher())
 
-    def history(self) -> Iterator[Revision]:
-        """Every update that is in, in the order in which this peer took them in."""
-        return revisions(self.state.ledger, tuple(self._replica._accepted))
+    def turn_to(self, replica: Replica) -> None:
+        """Read from and write to another replica of the same document from now on."""
+        self._replica = replica
+
+    def notify_of(self, authors: Iterable[PeerId]) -> None:
+        """Tell those who watch that what these authors wrote counts no more, or all anew."""
+        for watcher in self._watchers:
+            watcher.add(dict.fromkeys(authors, frozenset()))
+
+    async def history(self) -> AsyncIterator[Revision]:
+        """Every update that is in, in the order in which this peer took them in.
+
+        Raises:
+            StoreError: an older one cannot be read from disk.
+        """
+        async for links in self._archived():
+            for revision in revisions(self.state.ledger, links):
+                yield revision
+        for revision in revisions(self.state.ledger, self._replica.recent()):
+            yield revision
 
     def author_of(self, place: Place) -> PeerId:
         """Who wrote what a map's key now holds.

@@ -16,21 +16,26 @@ import msgspec
 from lattica.clock import Clock, SystemClock
 from lattica.config import StoreConfig
 from lattica.dht import Dht, dht_key
-from lattica.errors import DocumentError, LatticaError, StoreError
-from lattica.identity import wire
+from lattica.errors import DocumentError, LatticaError
 from lattica.identity.grants import Membership
 from lattica.identity.keys import Identity, PeerId
-from lattica.identity.signed import Signed
 from lattica.link.interface import Link as PeerLink
 from lattica.rpc import Rpc
-from lattica.store.chain import Link
 from lattica.store.conversation import Conversation
-from lattica.store.database import Database, Proof, Row
+from lattica.store.database import Database
 from lattica.store.document import Document
 from lattica.store.journal import Journal
-from lattica.store.messages import SERVICE, Envelopes, Exchange, Head, Heads, Name
-from lattica.store.refusals import RefusedError
-from lattica.store.replica import Batch, Replica
+from lattica.store.messages import (
+    MAX_BATCH,
+    SERVICE,
+    Envelopes,
+    Exchange,
+    Heads,
+    Marks,
+    Name,
+    Notices,
+)
+from lattica.store.open_copy import OpenCopy
 from lattica.store.service import DocumentsService
 
 log = logging.getLogger("lattica.store")
@@ -38,7 +43,6 @@ log = logging.getLogger("lattica.store")
 KIND = "document"
 ENOUGH_PEERS = 3  # linked peers with the document, before more are looked up
 LOOKUP_EVERY = 12  # times `sync_every`
-CHECKPOINT = 32  # envelopes verified between two turns of the event loop
 
 
 class OpenedBy(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -134,7 +138,7 @@ class Documents:
         async with self._opening:
             copy = self._copies.get(name)
             if copy is None:
-                copy = OpenCopy(self, name)
+                copy = self._copy(name)
                 await copy.load()
                 self._copies[name] = copy
                 if self._dht is not None:
@@ -168,10 +172,10 @@ class Documents:
             StoreError: it cannot be read, or something in it does not verify.
         """
         await self._journal.flush()
-        copy = OpenCopy(self, name)
-        await copy.load()
-        proofs = await self._journal.in_thread(self._database.proofs, name)
-        return Audit(copy.document.heads(), copy.document.digest(), len(proofs))
+        copy = self._copy(name)
+        await copy.load(from_snapshot=False)
+        forks = len(copy.replica.notices.forks())
+        return Audit(copy.document.heads(), copy.document.digest(), forks)
 
     async def synced(self, name: str) -> None:
         """Wait for an exchange with every linked peer that starts now."""
@@ -185,22 +189,33 @@ class Documents:
 
     # ------------------------------------------------------------------------ the service
 
-    async def exchanged(self, peer: PeerId, name: str, heads: Heads) -> Exchange | None:
+    async def exchanged(
+        self, peer: PeerId, name: str, heads: Heads, marks: Marks
+    ) -> Exchange | None:
         """See `service.Handler`."""
         copy = self._copies.get(name)
         if copy is None:
             return None
-        batch = copy.missing(heads)
-        proofs = copy.replica.contradictions(heads)
+        batch = await copy.missing(heads)
+        proofs = await copy.contradictions(heads)
+        notices = copy.lacking(marks)
         if (conversation := self._conversations.get(peer)) is not None:
-            conversation.learned(name, heads)
+            conversation.learned(name, heads, marks)
             conversation.showed(name, batch.heads)
-        return Exchange(copy.heads(), proofs + batch.envelopes, batch.is_complete)
+        envelopes = (proofs + batch.envelopes)[:MAX_BATCH]
+        return Exchange(copy.heads(), envelopes, batch.is_complete, copy.marks(), notices)
 
-    async def pushed(self, peer: PeerId, name: str, envelopes: Envelopes) -> bool:
+    async def pushed(self, peer: PeerId, name: str, envelopes: Envelopes, notices: Notices) -> bool:
         """See `service.Handler`."""
         copy = self._copies.get(name)
-        return copy is None or await copy.receive(peer, envelopes)
+        if copy is None:
+            return True
+        await copy.learn(notices)
+        is_whole = await copy.receive(peer, envelopes)
+        if (conversation := self._conversations.get(peer)) is not None:
+            # What came from there need not go back.
+            conversation.showed(name, copy.reached(envelopes))
+        return is_whole
 
     # --------------------------------------------------------------------------- internals
 
@@ -230,6 +245,20 @@ class Documents:
     async def _talk(self, conversation: Conversation, scope: anyio.CancelScope) -> None:
         with scope:
             await conversation.run()
+
+    def _copy(self, name: str) -> OpenCopy:
+        return OpenCopy(
+            name,
+            self._identity,
+            self._membership,
+            self._config,
+            self._clock,
+            self._database,
+            self._journal,
+            self.counters,
+            changed=functools.partial(self._changed, name),
+            synced=functools.partial(self.synced, name),
+        )
 
     def _changed(self, name: str) -> None:
         for conversation in self._conversations.values():
@@ -264,115 +293,3 @@ class Documents:
             room -= 1
             if not room:
                 break
-
-
-class OpenCopy:
-    """One open document: its replica, its face, and the way to disk and peers."""
-
-    def __init__(self, owner: Documents, name: str) -> None:
-        self.name = name
-        self._owner = owner
-        self.replica = Replica(name, owner._identity, owner._membership, owner._config)
-        self._committed: dict[PeerId, int] = {}
-        self._proven = 0
-        self.document = Document(
-            self.replica,
-            owner._clock,
-            wrote=self._wrote,
-            flush=owner._journal.flush,
-            synced=functools.partial(owner.synced, name),
-        )
-
-    async def load(self) -> None:
-        """Read the accepted envelopes back; what is on disk is checked like anything else.
-
-        Raises:
-            StoreError: the file cannot be read, or what it holds does not verify.
-        """
-        database, journal = self._owner._database, self._owner._journal
-        stored = await journal.in_thread(database.load, self.name)
-        for count, data in enumerate(stored):
-            try:
-                envelope = wire.decode(data, Signed)
-                links = self.replica.receive(envelope)
-            except (DocumentError, msgspec.MsgspecError, ValueError) as error:
-                raise StoreError(
-                    f"{database.path} is damaged at {self.name!r}: {error}; "
-                    "move it away to fetch the documents from peers again"
-                ) from None
-            for link in links or ():
-                self._committed[link.envelope.author] = link.sequence
-            if count % CHECKPOINT == 0:
-                await anyio.lowlevel.checkpoint()
-        for proof in await journal.in_thread(database.proofs, self.name):
-            if (chain := self.replica.chains.get(PeerId(proof.author))) is not None:
-                chain.forked = True
-
-    def heads(self) -> Heads:
-        """See `Copy`."""
-        return self.replica.heads()
-
-    def missing(self, theirs: Heads) -> Batch:
-        """See `Copy`."""
-        return self.replica.missing(
-            theirs, limit=self._owner._config.sync_batch, committed=self._committed
-        )
-
-    async def receive(self, source: PeerId, envelopes: Envelopes) -> bool:
-        """See `Copy`."""
-        is_whole = True
-        for count, envelope in enumerate(envelopes, 1):
-            try:
-                links = self.replica.receive(envelope)
-            except RefusedError as refusal:
-                self._refused(source, envelope, refusal)
-                continue
-            if links is None:
-                is_whole = False
-            elif links:
-                self._accepted(links)
-            if count % CHECKPOINT == 0:
-                await anyio.lowlevel.checkpoint()
-        conversation = self._owner._conversations.get(source)
-        if conversation is not None:
-            # What came from there need not go back.
-            conversation.showed(self.name, self._reached(envelopes))
-        return is_whole
-
-    def _reached(self, envelopes: Envelopes) -> Heads:
-        links = [self.replica.find(envelope) for envelope in envelopes]
-        return tuple(Head(k.envelope.author, k.sequence, k.hash) for k in links if k)
-
-    def _wrote(self, link: Link) -> None:
-        self._accepted([link])
-
-    def _accepted(self, links: list[Link]) -> None:
-        for link in links:
-            author = link.envelope.author
-            row = Row(self.name, author.raw, link.sequence, wire.encode(link.envelope))
-            self._owner._journal.add(row, functools.partial(self._is_safe, author, link.sequence))
-        self.document.notify(links)
-
-    def _is_safe(self, author: PeerId, sequence: int) -> None:
-        # Only now may it leave: a peer that forgot what others hold of it would fork.
-        self._committed[author] = sequence
-        self._owner._changed(self.name)
-
-    def _refused(self, source: PeerId, envelope: Signed, refusal: RefusedError) -> None:
-        self._owner.counters[f"refused:{refusal.reason}"] += 1
-        log.warning(
-            "%s: refused an update by %s, brought by %s: %s",
-            self.name,
-            envelope.author.short,
-            source.short,
-            refusal,
-        )
-        for evidence in self.replica.evidence[self._proven :]:
-            proof = Proof(
-                self.name,
-                evidence.accepted.author.raw,
-                wire.encode(evidence.accepted),
-                wire.encode(evidence.other),
-            )
-            self._owner._journal.add(proof, lambda: None)
-        self._proven = len(self.replica.evidence)

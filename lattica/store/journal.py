@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar, TypeVarTuple
 
 import anyio
 import anyio.to_thread
 
 from lattica.errors import StoreError
-from lattica.store.database import Database, Proof, Row
+from lattica.store.database import Database, Entry
 
-MAX_COMMIT = 4096  # rows in one commit
+MAX_COMMIT = 4096  # entries in one commit, or what was added together
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-class Entry(NamedTuple):
-    """A row to commit, and whom to tell."""
+class Pending(NamedTuple):
+    """What to commit, and whom to tell."""
 
-    row: Row | Proof
+    entries: tuple[Entry, ...]
     committed: Callable[[], None]
 
 
@@ -32,7 +32,7 @@ class Journal:
         """`retry_every`: seconds until a failed commit is tried again."""
         self._database = database
         self._retry_every = retry_every
-        self._pending: deque[Entry] = deque()
+        self._pending: deque[Pending] = deque()
         self._queued = 0
         self._committed = 0
         self._error: StoreError | None = None
@@ -40,9 +40,9 @@ class Journal:
         self._done = anyio.Event()  # set and replaced after every attempt
         self._thread = anyio.CapacityLimiter(1)
 
-    def add(self, row: Row | Proof, committed: Callable[[], None]) -> None:
-        """Commit `row` soon, then call `committed` on the event loop."""
-        self._pending.append(Entry(row, committed))
+    def add(self, entries: Sequence[Entry], committed: Callable[[], None]) -> None:
+        """Commit `entries` together and soon, then call `committed` on the event loop."""
+        self._pending.append(Pending(tuple(entries), committed))
         self._queued += 1
         self._wake.set()
 
@@ -75,13 +75,17 @@ class Journal:
         Raises:
             StoreError: nothing of it was written; it stays pending.
         """
-        batch = [self._pending[i] for i in range(min(len(self._pending), MAX_COMMIT))]
-        rows = [entry.row for entry in batch if isinstance(entry.row, Row)]
-        proofs = [entry.row for entry in batch if isinstance(entry.row, Proof)]
+        batch: list[Pending] = []
+        entries: list[Entry] = []
+        for pending in self._pending:
+            if len(entries) >= MAX_COMMIT:
+                break
+            batch.append(pending)
+            entries += pending.entries
         try:
             # Shielded: whether a commit took place must never be unknown.
             with anyio.CancelScope(shield=True):
-                await self.in_thread(self._database.append, rows, proofs)
+                await self.in_thread(self._database.append, entries)
         except StoreError as error:
             self._error = error
             raise
@@ -90,8 +94,8 @@ class Journal:
             for _ in batch:
                 self._pending.popleft()
             self._committed += len(batch)
-            for entry in batch:
-                entry.committed()
+            for pending in batch:
+                pending.committed()
         finally:
             self._done.set()
             self._done = anyio.Event()

@@ -13,6 +13,7 @@ from lattica.errors import DocumentError
 MAP, ARRAY, TEXT, COUNT = "map", "array", "text", "count"
 KINDS = (MAP, ARRAY, TEXT, COUNT)
 KEYED = frozenset((MAP, COUNT))  # the others are sequences
+GONE = ""  # where entries are that were collected as garbage
 MAX_NAME = 1024  # bytes of a name or a key
 
 Id = tuple[int, int]  # Yjs' name of a unit of content: who added it, and at what clock

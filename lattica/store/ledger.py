@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from lattica.errors import DocumentError
-from lattica.store.kinds import COUNT, KEYED, TEXT, Id, Place
+from lattica.store.kinds import COUNT, GONE, KEYED, TEXT, Id, Place
 from lattica.store.order import Order, Piece
 from lattica.store.update import ANY, STRING, Entry, UpdateFacts
 
@@ -36,6 +36,10 @@ class Reading(NamedTuple):
     starts: list[int]
     runs: list[Run]
     end: int
+    gone: list[int]  # clocks of entries to be collected, for they rest on what was
+
+
+_GONE = Run(Place(GONE, ""))
 
 
 def counter_key(client: int) -> str:
@@ -66,10 +70,12 @@ class Ledger:
         Raises:
             DocumentError: it does not fit.
         """
-        reading = Reading([], [], facts.end)
+        reading = Reading([], [], facts.end, [])
         halves = frozenset(facts.halves)
         for entry in facts.entries:
             run = self._place(facts, reading, halves, entry)
+            if run is _GONE:
+                reading.gone.append(entry.start)
             if not self._extends(facts, reading, entry, run):
                 reading.starts.append(entry.start)
                 reading.runs.append(run)
@@ -96,6 +102,17 @@ class Ledger:
         if self._order is not None:
             self._order.add({facts.client: _pieces(facts.client, author, facts.start)})
 
+    def collect(self, client: int, start: int, stop: int) -> None:
+        """These units of the client, the next ones, were collected as garbage."""
+        author = self._authors.get(client)
+        if author is None:
+            author = self._authors[client] = Author()
+        author.starts.append(start)
+        author.runs.append(_GONE)
+        author.end = stop
+        if self._order is not None:
+            self._order.add({client: [Piece(start, stop, _GONE.place, None, None)]})
+
     def places(self, client: int, start: int, stop: int) -> Iterator[Place]:
         """Where these units stand; a place may come more than once."""
         author = self._authors.get(client)
@@ -118,7 +135,7 @@ class Ledger:
             found.update(self.places(facts.client, facts.start, facts.end))
         for deleted in facts.deletes:
             found.update(self.places(deleted.client, deleted.start, deleted.stop))
-        return frozenset(found)
+        return frozenset(place for place in found if place.kind != GONE)
 
     def encode(self) -> bytes:
         """All of it, for `decode`."""
@@ -176,6 +193,8 @@ class Ledger:
         if place is None:
             left = self._find(facts, reading, entry.left)
             right = self._find(facts, reading, entry.right)
+            if _GONE in (left, right):
+                return _GONE
             neighbour = left or right
             assert neighbour is not None
             place = neighbour.place

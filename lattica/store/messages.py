@@ -13,9 +13,12 @@ from lattica.identity.signed import Signed
 
 SERVICE = "documents"
 DOMAIN = "doc-update"
+RULING = "doc-ruling"
 HASH_BYTES = 32
 MAX_AUTHORS = 4096
 MAX_BATCH = 4096  # envelopes in one message
+MAX_VOUCHED = 64  # envelopes that one signature may stand for
+MAX_NOTICES = 256  # in one message
 GENESIS = bytes(HASH_BYTES)  # what an author's first envelope follows
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_.:/-]{0,127}\Z")]
@@ -43,8 +46,45 @@ class Head(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     hash: Hash
 
 
+class Ruling(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What the mesh's authority says of one author: the payload of a `Signed` envelope."""
+
+    mesh: PeerId
+    document: Name
+    subject: PeerId
+    upto: Annotated[int, msgspec.Meta(ge=0, lt=2**53)] | None = None  # nothing after it counts
+    membership: Membership | None = None  # from now on, what allows the subject to write
+
+
+Segment = Annotated[tuple[Signed, ...], msgspec.Meta(max_length=MAX_VOUCHED)]
+
+
+class Notice(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What bears on an author's right to write, and proves itself to whoever reads it.
+
+    Either one ruling; or the proof of a fork: two stretches of envelopes of one author that
+    cannot both stand, each with a last one whose signature verifies.
+    """
+
+    one: Segment
+    other: Segment = ()
+    membership: Membership | None = None  # of a fork's author: that it ever could write
+
+
+class Mark(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a peer knows about an author by notices."""
+
+    author: PeerId
+    upto: Annotated[int, msgspec.Meta(ge=0, le=2**53)]  # its last update that counts
+    granted: float  # until when a ruling lets it write, seconds since the Unix epoch; 0.0: none
+
+
 Heads = Annotated[tuple[Head, ...], msgspec.Meta(max_length=MAX_AUTHORS)]
 Envelopes = Annotated[tuple[Signed, ...], msgspec.Meta(max_length=MAX_BATCH)]
+
+
+Marks = Annotated[tuple[Mark, ...], msgspec.Meta(max_length=MAX_AUTHORS)]
+Notices = Annotated[tuple[Notice, ...], msgspec.Meta(max_length=MAX_NOTICES)]
 
 
 class Exchange(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -53,6 +93,8 @@ class Exchange(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     heads: Heads
     envelopes: Envelopes
     is_complete: bool  # whether that is all the asking peer lacks
+    marks: Marks = ()
+    notices: Notices = ()
 
 
 def envelope_hash(envelope: Signed) -> bytes:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import pycrdt
 
-from lattica.store.kinds import KEYED, Id, Place
+from lattica.store.kinds import GONE, KEYED, Id, Place
+from lattica.store.update import encode_number
 
 _GC, _ANY, _HAS_RIGHT, _HAS_LEFT = 0, 8, 0x40, 0x80
 _UNDEFINED = b"\x7f"  # lib0's tag of no value
@@ -36,9 +37,11 @@ class Order:
 
     def add(self, pieces: Mapping[int, Sequence[Piece]]) -> None:
         """Take in pieces by their client, without a gap to those before."""
-        update = bytearray(_number(len(pieces)))
+        update = bytearray(encode_number(len(pieces)))
         for client, added in pieces.items():
-            update += _number(len(added)) + _number(client) + _number(added[0].start)
+            update += (
+                encode_number(len(added)) + encode_number(client) + encode_number(added[0].start)
+            )
             for piece in added:
                 update += _encode(piece)
         self._doc.apply_update(bytes(update) + b"\x00")
@@ -65,21 +68,14 @@ class Order:
 
 def _encode(piece: Piece) -> bytes:
     """The piece in Yjs' encoding: empty values, or a hole where it is of no sequence."""
-    length = _number(piece.stop - piece.start)
-    if piece.place.kind in KEYED:
+    length = encode_number(piece.stop - piece.start)
+    if piece.place.kind in KEYED or piece.place.kind == GONE:
         return bytes((_GC,)) + length
     info = _ANY | (_HAS_LEFT if piece.left else 0) | (_HAS_RIGHT if piece.right else 0)
-    origins = b"".join(_number(part) for unit in (piece.left, piece.right) for part in unit or ())
+    origins = b"".join(
+        encode_number(part) for unit in (piece.left, piece.right) for part in unit or ()
+    )
     if not origins:
         root = piece.place.root.encode()
-        origins = b"\x01" + _number(len(root)) + root
+        origins = b"\x01" + encode_number(len(root)) + root
     return bytes((info,)) + origins + length + _UNDEFINED * (piece.stop - piece.start)
-
-
-def _number(value: int) -> bytes:
-    data = bytearray()
-    while value > 0x7F:
-        data.append(value & 0x7F | 0x80)
-        value >>= 7
-    data.append(value)
-    return bytes(data)

@@ -1,45 +1,65 @@
 """One peer's copy of a document, sans I/O: envelopes go in, content and envelopes come out.
 
 Every peer accepts the same envelopes of an author in the same order, whoever brings them:
-the signature, the chain and the grants inside it are all that counts.
+the signature, the chain, the grants inside it and the notices are all that counts.
 """
 
 from __future__ import annotations
 
 import contextlib
-import heapq
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from lattica.config import StoreConfig
-from lattica.errors import DocumentError, GrantError, SignatureError
+from lattica.errors import DocumentError, GrantError
 from lattica.identity import grants, wire
 from lattica.identity.grants import Membership
 from lattica.identity.keys import Identity, PeerId
 from lattica.identity.signed import Signed
-from lattica.store.chain import Chain, Link, Standing, standing
-from lattica.store.messages import DOMAIN, MAX_AUTHORS, MAX_BATCH, Head, Update, envelope_hash
+from lattica.store.chain import Chain, ChainMark, Link, standing
+from lattica.store.messages import (
+    DOMAIN,
+    MAX_AUTHORS,
+    Head,
+    Mark,
+    Notice,
+    Update,
+    envelope_hash,
+)
+from lattica.store.notices import Notices, Verdict
+from lattica.store.reading import Incoming, Reader
 from lattica.store.refusals import RefusedError
+from lattica.store.sending import Batch, contradictions, missing
 from lattica.store.state import State, client_id
 from lattica.store.update import UpdateFacts, read_update
 
-OVERHEAD = 8192  # bytes of an envelope beside pycrdt's update
+Refuse = Callable[[Signed, RefusedError], None]
 
 
-class Batch(NamedTuple):
-    """Envelopes in an order that can be applied."""
+class Refusal(NamedTuple):
+    """An envelope that is not taken in, and why."""
 
-    envelopes: tuple[Signed, ...]
-    heads: tuple[Head, ...]  # of the authors in it: where whoever takes it in arrives
-    is_complete: bool  # whether nothing else is missing
+    envelope: Signed
+    error: RefusedError
 
 
-class Evidence(NamedTuple):
-    """Two envelopes of one author that cannot both stand."""
+class Taken(NamedTuple):
+    """What became of envelopes that came in."""
 
-    accepted: Signed
-    other: Signed
+    links: list[Link]  # accepted, in order
+    refusals: list[Refusal]
+    archived: list[Incoming]  # in a place where this peer holds one on disk only: to compare
+    verdicts: list[Verdict]  # what was learned about authors
+    waiting: int  # envelopes that wait for others
+
+
+class Snapshot(NamedTuple):
+    """A replica without its history."""
+
+    chains: tuple[ChainMark, ...]
+    content: bytes  # see `State.snapshot`
 
 
 class Replica:
@@ -51,21 +71,36 @@ class Replica:
         self.name = name
         self.mesh = membership.mesh
         self.counters: Counter[str] = Counter()
-        self.evidence: list[Evidence] = []
+        self.notices = Notices(self.mesh, name)
         self.state = State(client_id(identity.peer_id))
         self.chains: dict[PeerId, Chain] = {}
+        self.is_stale = False  # a notice cuts what is on disk only: to be read again from there
         self._identity = identity
         self._membership = membership
         self._config = config
         self._scope = grants.WRITE + name
+        self._reader = Reader(self.mesh, name, config.max_update)
         self._known: dict[bytes, Link] = {}
         self._clients: dict[int, PeerId] = {}
-        self._accepted: list[Link] = []
+        self._accepted: list[Link] = []  # those that are not on disk only
+        self._positions = itertools.count()
+        self._snapshot: Snapshot | None = None  # what `_accepted` goes on from
+        self._proofs: list[Notice] = []  # of forks that this batch has shown
+        self._before: dict[PeerId, ChainMark] = {}  # where chains stood before this batch
         self._waiting = 0  # envelopes
         self._waiting_size = 0  # bytes
         self._shown: Membership | None = None  # the membership that our own chain holds
 
     # ------------------------------------------------------------------ our own writes
+
+    @property
+    def membership(self) -> Membership:
+        """What allows this peer to write: its ticket, or a ruling in the document."""
+        ground = standing(self._membership, self._identity.peer_id)
+        granted = self.notices.granted(self._identity.peer_id)
+        if granted is None or grants.allows(ground.scopes, self._scope):
+            return self._membership
+        return granted
 
     def require_write(self, now: float) -> None:
         """Check that this peer may write.
@@ -73,11 +108,17 @@ class Replica:
         Raises:
             GrantError: it holds no `write:<document>` grant, or the grant has expired.
         """
-        ground = standing(self._membership, self._identity.peer_id)
+        ground = standing(self.membership, self._identity.peer_id)
         if not grants.allows(ground.scopes, self._scope):
-            raise GrantError(f"this peer's ticket does not grant {self._scope!r}")
+            raise GrantError(
+                f"this peer's ticket does not grant {self._scope!r}; "
+                "ask the mesh's authority for a ticket that does, or for a grant in the document"
+            )
         if ground.expires <= now:
             raise GrantError(f"this peer's grant {self._scope!r} has expired; join again")
+        cut = self.notices.cut(self._identity.peer_id)
+        if cut is not None and cut.reason == "revoked":
+            raise GrantError(f"this peer's grant {self._scope!r} was revoked")
 
     @contextlib.contextmanager
     def transaction(self, now: float) -> Iterator[list[Link]]:
@@ -91,8 +132,11 @@ class Replica:
         """
         self.require_write(now)
         own = self._chain(self._identity.peer_id)
-        if own.stuck or own.forked:
-            raise DocumentError(f"this peer's writes to {self.name!r} contradict earlier ones")
+        if own.stuck or own.upto is not None:
+            raise DocumentError(
+                f"this peer's writes to {self.name!r} contradict earlier ones, which all peers "
+                "have been shown; to write again, join with a new identity"
+            )
         result: list[Link] = []
         try:
             with self.state.transaction():
@@ -112,7 +156,7 @@ class Replica:
             )
         facts = read_update(body)
         chain = self._chain(self._identity.peer_id)
-        membership = None if self._shown == self._membership else self._membership
+        membership = None if self._shown == self.membership else self.membership
         update = Update(
             self.mesh,
             self.name,
@@ -124,86 +168,104 @@ class Replica:
         )
         envelope = Signed.seal(self._identity, DOMAIN, update)
         self._require_room(chain, envelope)
-        ground = chain.check(update, membership, self._scope)
+        chain.check(update, membership, self._scope)
         self.state.wrote(facts)
-        return self._append(chain, envelope, update, ground)
+        return self._append(chain, Incoming(envelope, envelope_hash(envelope), update, True))
 
     # -------------------------------------------------------------------- others' writes
 
-    def receive(self, envelope: Signed) -> list[Link] | None:
-        """Take an envelope in: what was accepted by it, or None if it waits for another.
-
-        Raises:
-            RefusedError: it is not taken in, now or ever; counted.
-        """
-        try:
-            return self._receive(envelope)
-        except RefusedError as refusal:
-            self.counters[f"refused:{refusal.reason}"] += 1
-            raise
-
-    def _receive(self, envelope: Signed) -> list[Link] | None:
-        digest = envelope_hash(envelope)
-        if digest in self._known:
-            self.counters["known"] += 1
-            return []
+    def receive(self, envelopes: Iterable[Signed]) -> Taken:
+        """Take envelopes in, as many as may be, in one transaction of the content."""
+        taken = Taken([], [], [], [], 0)
         if self.state.writing:
-            # Mixing it in would make it part of our own transaction. It will come again.
-            self.counters["dropped:writing"] += 1
-            return None
-        update = self._open(envelope)
-        if update.sequence > 1 and envelope.author not in self.chains:
-            # Nothing says yet that this author may write: no memory for it.
-            self.counters["dropped:gap"] += 1
-            return None
-        chain = self._chain(envelope.author)
-        if update.sequence > chain.head + 1:
-            self._wait(chain, envelope, update)
-            return None
-        accepted = self._take(chain, envelope, update)
-        if accepted is None:
-            self._wait(chain, envelope, update)
-            return None
-        return [accepted, *self._drain()]
+            # Mixing them in would make them part of our own transaction. They will come again.
+            dropped = sum(1 for _ in envelopes)
+            self.counters["dropped:writing"] += dropped
+            return taken._replace(waiting=dropped)
 
-    def _open(self, envelope: Signed) -> Update:
-        if len(envelope.payload) > self._config.max_update + OVERHEAD:
-            raise RefusedError("oversized", f"an envelope of {len(envelope.payload)} bytes")
-        try:
-            update = envelope.open(DOMAIN, Update)
-        except SignatureError as error:
-            raise RefusedError("forged", str(error)) from None
-        if update.mesh != self.mesh or update.document != self.name:
-            raise RefusedError("foreign", f"an update of {update.document!r}, not {self.name!r}")
-        return update
+        def is_known(digest: bytes) -> bool:
+            if digest in self._known:
+                self.counters["known"] += 1
+                return True
+            return False
 
-    def _take(self, chain: Chain, envelope: Signed, update: Update) -> Link | None:
-        """Accept an envelope that is not ahead of its chain; None if something else comes first."""
+        def refuse(envelope: Signed, error: RefusedError) -> None:
+            self.counters[f"refused:{error.reason}"] += 1
+            taken.refusals.append(Refusal(envelope, error))
+
+        waiting = 0
+        self._before.clear()
+        for incoming in self._reader.read(envelopes, is_known, refuse):
+            try:
+                waiting += not self._arrived(incoming, taken)
+            except RefusedError as refusal:
+                refuse(incoming.envelope, refusal)
+        self._settle(taken, refuse)
+        if self._proofs:
+            # Only now: what was accepted is in the content, and a cut may take it out again.
+            proofs, self._proofs = self._proofs, []
+            taken.verdicts.extend(self.learn(proofs))
+            taken.links[:] = [link for link in taken.links if link.hash in self._known]
+            self._before.clear()
+            self._settle(taken, refuse)
+        return taken._replace(waiting=waiting)
+
+    def _arrived(self, incoming: Incoming, taken: Taken) -> bool:
+        """Accept an envelope, or keep it until what it follows is here; False if it waits."""
+        author, update = incoming.envelope.author, incoming.update
+        chain = self.chains.get(author)
+        if chain is None:
+            if update.sequence > 1:
+                # Nothing says yet that this author may write: no memory for it.
+                self.counters["dropped:gap"] += 1
+                return False
+            chain = self._chain(author)
+        if update.sequence <= chain.head + 1:
+            if incoming.hash in self._known:
+                return True  # twice in one batch
+            if self._take(chain, incoming, taken):
+                return True
+        self._wait(chain, incoming)
+        return False
+
+    def _take(self, chain: Chain, incoming: Incoming, taken: Taken) -> bool:
+        """Accept an envelope not ahead of its chain; False if something else comes first."""
+        update = incoming.update
+        if chain.upto is not None and update.sequence > chain.upto:
+            raise self._beyond(chain)
+        if update.sequence <= chain.base:
+            taken.archived.append(incoming)
+            return True
         if update.sequence <= chain.head:
-            raise self._fork(chain, chain.links[update.sequence - 1].envelope, envelope)
+            raise self._fork(chain, chain.at(update.sequence), incoming)
         if chain.stuck:
             raise RefusedError("stuck", chain.stuck)
-        if update.previous != chain.head_hash and chain.links:
-            raise self._fork(chain, chain.links[-1].envelope, envelope)
+        if update.previous != chain.head_hash and chain.head:
+            if not chain.links:
+                taken.archived.append(incoming)
+                return True
+            raise self._fork(chain, chain.links[-1], incoming)
         try:
-            ground, facts = self._judge(chain, update)
+            facts = self._judge(chain, update)
         except RefusedError as refusal:
             raise self._stuck(chain, refusal) from None
         if not self.state.has(facts.needs):
-            return None
-        self._require_room(chain, envelope)
+            return False
+        self._require_room(chain, incoming.envelope)
+        if chain.author not in self._before:
+            self._before[chain.author] = chain.mark()
         try:
-            self.state.apply(update.body, facts)
+            self.state.admit(update.body, facts)
         except DocumentError as error:
-            self._rebuild()
             raise self._stuck(chain, RefusedError("malformed", str(error))) from None
-        return self._append(chain, envelope, update, ground)
+        taken.links.append(self._append(chain, incoming))
+        return True
 
-    def _judge(self, chain: Chain, update: Update) -> tuple[Standing, UpdateFacts]:
+    def _judge(self, chain: Chain, update: Update) -> UpdateFacts:
         """Whether the next envelope of a chain is sound: every peer must find the same."""
         if update.previous != chain.head_hash:
             raise RefusedError("malformed", "the first envelope follows another")
-        ground = chain.check(update, update.membership, self._scope)
+        chain.check(update, update.membership, self._scope)
         try:
             facts = read_update(update.body)
         except DocumentError as error:
@@ -215,52 +277,150 @@ class Replica:
                 raise RefusedError("malformed", "the update's clock does not follow the last one")
             if self._clients.get(chain.client, chain.author) != chain.author:
                 raise RefusedError("client", "another author has the same client id")
-        return ground, facts
+        return facts
 
-    def _wait(self, chain: Chain, envelope: Signed, update: Update) -> None:
+    def _wait(self, chain: Chain, incoming: Incoming) -> None:
         """Keep an envelope until what it follows is here, within bounds."""
+        sequence = incoming.update.sequence
+        if chain.upto is not None and sequence > chain.upto:
+            raise self._beyond(chain)
         if chain.stuck:
             raise RefusedError("stuck", chain.stuck)
-        if update.sequence in chain.waiting:
+        if sequence in chain.waiting:
             return
-        size = len(envelope.payload)
+        size = len(incoming.envelope.payload)
         if (
             self._waiting >= self._config.max_waiting
             or self._waiting_size + size > self._config.max_waiting_bytes
         ):
             self.counters["dropped:waiting_full"] += 1
             return
-        chain.waiting[update.sequence] = envelope
+        chain.waiting[sequence] = incoming
         self._waiting += 1
         self._waiting_size += size
         self.counters["waited"] += 1
 
-    def _drain(self) -> list[Link]:
+    def _settle(self, taken: Taken, refuse: Refuse) -> None:
+        """Accept what need not wait any more, and let the content have it all."""
+        if self._waiting:
+            self._drain(taken, refuse)
+        self._apply(taken, refuse)
+
+    def _drain(self, taken: Taken, refuse: Refuse) -> None:
         """Accept what waited for what has come."""
-        accepted: list[Link] = []
         progress = True
         while progress and self._waiting:
             progress = False
             for chain in tuple(self.chains.values()):
-                while (envelope := chain.waiting.get(chain.head + 1)) is not None:
+                while (incoming := chain.waiting.get(chain.head + 1)) is not None:
                     try:
-                        link = self._take(chain, envelope, self._open(envelope))
+                        is_in = self._take(chain, incoming, taken)
                     except RefusedError as refusal:
-                        self.counters[f"refused:{refusal.reason}"] += 1
-                        self._forget_waiting(chain, chain.head + 1)
+                        refuse(incoming.envelope, refusal)
+                        self._forget_waiting(chain, incoming.update.sequence)
                         break
-                    if link is None:
+                    if not is_in:
                         break
-                    accepted.append(link)
                     progress = True
-                    self._forget_waiting(chain, chain.head)
-        return accepted
+                    self._forget_waiting(chain, incoming.update.sequence)
+
+    def _apply(self, taken: Taken, refuse: Refuse) -> None:
+        """Let the content have what was accepted in this batch."""
+        try:
+            self.state.settle()
+        except DocumentError:
+            self._apply_singly(taken, refuse)
+
+    def _apply_singly(self, taken: Taken, refuse: Refuse) -> None:
+        """pycrdt refuses something in a batch: find out what, and go on without its author."""
+        links, accepted = list(taken.links), {link.hash for link in taken.links}
+        taken.links.clear()
+        for link in links:
+            self._known.pop(link.hash, None)
+        self._accepted = [link for link in self._accepted if link.hash not in accepted]
+        for author, mark in self._before.items():
+            self.chains[author].restore(mark)
+        self._before.clear()
+        self._rebuild()
+        for link in links:
+            chain = self.chains[link.envelope.author]
+            update = wire.decode(link.envelope.payload, Update)
+            again = Incoming(link.envelope, link.hash, update, link.is_proven, True)
+            try:
+                if not self._take(chain, again, taken):
+                    self._wait(chain, again)
+                    continue
+                self.state.settle()
+            except RefusedError as refusal:
+                refuse(link.envelope, refusal)
+            except DocumentError as error:
+                bad = taken.links.pop()
+                self._known.pop(bad.hash, None)
+                self._accepted.pop()
+                chain.links.pop()
+                chain.size -= len(bad.envelope.payload)
+                self._rebuild()
+                refuse(link.envelope, self._stuck(chain, RefusedError("malformed", str(error))))
+
+    # ----------------------------------------------------------------------- notices
+
+    def learn(self, notices: Iterable[Notice]) -> list[Verdict]:
+        """Take notices in; what was new. Those that prove nothing are counted.
+
+        `receive` is due then: what waited may not need to any more.
+        """
+        found = []
+        for notice in notices:
+            try:
+                verdict = self.notices.add(notice)
+                if verdict is not None:
+                    found.append(verdict)
+                    if verdict.upto is not None:
+                        self._cut(self._chain(verdict.author), verdict.upto)
+            except RefusedError as refusal:
+                self.counters[f"refused:{refusal.reason}"] += 1
+        return found
+
+    def contradicted(self, envelope: Signed, incoming: Incoming) -> list[Verdict]:
+        """An archived envelope differs from one that came: both are the proof of a fork."""
+        chain = self._chain(incoming.envelope.author)
+        proof = Notice((envelope,), incoming.stretch(), chain.membership)
+        return self.learn((proof,))
+
+    def _cut(self, chain: Chain, upto: int) -> None:
+        """Take out what does not count any more, and what rests on it."""
+        if upto < chain.base:
+            self.is_stale = True
+        taken = chain.cut(upto)
+        for sequence in [sequence for sequence in chain.waiting if sequence > upto]:
+            self._forget_waiting(chain, sequence)
+        self._close(chain)
+        if not taken:
+            return
+        gone = {link.hash for link in taken}
+        for digest in gone:
+            self._known.pop(digest, None)
+        self._accepted = [link for link in self._accepted if link.hash not in gone]
+        for other in self.chains.values():
+            if other is not chain:
+                other.stuck = ""  # it may have rested on what is gone
+        self._rebuild()
+
+    def _close(self, chain: Chain) -> None:
+        if chain.is_closed:
+            self.state.closed.add(chain.client)
+
+    def _beyond(self, chain: Chain) -> RefusedError:
+        cut = self.notices.cut(chain.author)
+        reason = cut.reason if cut is not None else "revoked"
+        what = "has signed two updates for one place" if reason == "forked" else "was revoked"
+        return RefusedError(reason, f"{chain.author.short} {what}; nothing after it counts")
 
     # ----------------------------------------------------------------------- exchange
 
     def heads(self) -> tuple[Head, ...]:
         """How far each author's chain goes here."""
-        return tuple(chain.as_head() for chain in self.chains.values() if chain.links)
+        return tuple(chain.as_head() for chain in self.chains.values() if chain.head)
 
     def find(self, envelope: Signed) -> Link | None:
         """The accepted envelope that says the same, if any."""
@@ -272,41 +432,59 @@ class Replica:
         *,
         limit: int,
         committed: Mapping[PeerId, int] | None = None,
-    ) -> Batch:
-        """What a peer with the heads `theirs` lacks, at most about `limit` bytes of it.
-
-        `committed` caps what may leave: the sequence numbers that are safe on disk.
-        """
-        heads = {head.author: head for head in theirs}
-        suffixes = []
-        for chain in self.chains.values():
-            stop = chain.head if committed is None else committed.get(chain.author, 0)
-            head = heads.get(chain.author)
-            start = head.sequence if head is not None else 0
-            if start < stop and (not head or chain.links[start - 1].hash == head.hash):
-                suffixes.append(chain.links[start:stop])
-        envelopes: list[Signed] = []
-        last: dict[PeerId, Head] = {}
-        size = 0
-        for link in heapq.merge(*suffixes):
-            if size >= limit or len(envelopes) >= MAX_BATCH:
-                return Batch(tuple(envelopes), tuple(last.values()), False)
-            envelopes.append(link.envelope)
-            size += len(link.envelope.payload)
-            last[link.envelope.author] = Head(link.envelope.author, link.sequence, link.hash)
-        return Batch(tuple(envelopes), tuple(last.values()), True)
+    ) -> Batch | None:
+        """What a peer with the heads `theirs` lacks: see `sending.missing`."""
+        return missing(self.chains.values(), theirs, limit=limit, committed=committed)
 
     def contradictions(self, theirs: Iterable[Head]) -> tuple[Signed, ...]:
         """Our envelopes where a peer holds others: to show it that their authors forked."""
-        found = []
-        for head in theirs:
-            chain = self.chains.get(head.author)
-            if chain is None or chain.forked or head.sequence > chain.head:
-                continue
-            ours = chain.links[head.sequence - 1]
-            if ours.hash != head.hash:
-                found.append(ours.envelope)
-        return tuple(found[:MAX_BATCH])
+        return contradictions(self.chains, theirs)
+
+    def lacking(self, theirs: Iterable[Mark]) -> tuple[Notice, ...]:
+        """Notices that a peer does not know."""
+        return self.notices.lacking(theirs)
+
+    # ---------------------------------------------------------------------- snapshots
+
+    def take_snapshot(self) -> Snapshot:
+        """The replica without its history; `archive` is due when it is on disk."""
+        clocks = self.state.clocks
+        chains = tuple(
+            chain.mark() for chain in self.chains.values() if chain.head or chain.client in clocks
+        )
+        return Snapshot(chains, self.state.snapshot())
+
+    def archive(self, snapshot: Snapshot) -> None:
+        """Forget the history that a snapshot covers; it is on disk."""
+        for mark in snapshot.chains:
+            chain = self.chains[mark.author]
+            if chain.upto is not None and mark.sequence > chain.upto:
+                return  # a notice came in between: it covers what does not count any more
+        for mark in snapshot.chains:
+            for link in self.chains[mark.author].archive(mark):
+                self._known.pop(link.hash, None)
+        self._accepted = [link for link in self._accepted if link.hash in self._known]
+        self._snapshot = snapshot
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Start from a snapshot instead of from nothing.
+
+        Raises:
+            DocumentError: pycrdt refuses its content.
+        """
+        for mark in snapshot.chains:
+            chain = self._chain(mark.author)
+            chain.restore(mark)
+            self._clients[chain.client] = mark.author
+            self._close(chain)
+            if mark.author == self._identity.peer_id:
+                self._shown = mark.membership
+        self._snapshot = snapshot
+        self._rebuild()
+
+    def recent(self) -> tuple[Link, ...]:
+        """The accepted envelopes in memory, in order."""
+        return tuple(self._accepted)
 
     def author_of(self, client: int) -> PeerId:
         """Whose client id that is, of an author whose updates are in."""
@@ -320,42 +498,50 @@ class Replica:
             if len(self.chains) >= MAX_AUTHORS:
                 raise RefusedError("full", f"{self.name!r} has {MAX_AUTHORS} authors already")
             chain = self.chains[author] = Chain(author)
+            cut = self.notices.cut(author)
+            if cut is not None and cut.upto is not None:
+                chain.upto = cut.upto
+                self._close(chain)
         return chain
 
-    def _append(self, chain: Chain, envelope: Signed, update: Update, ground: Standing) -> Link:
-        link = chain.accept(len(self._accepted), envelope, update, ground)
+    def _append(self, chain: Chain, incoming: Incoming) -> Link:
+        link = chain.accept(next(self._positions), incoming)
         self._accepted.append(link)
         self._known[link.hash] = link
         self._clients[chain.client] = chain.author
-        if envelope.author == self._identity.peer_id and update.membership is not None:
-            self._shown = update.membership
+        if chain.author == self._identity.peer_id and incoming.update.membership is not None:
+            self._shown = incoming.update.membership
+        if chain.upto is not None:
+            self._close(chain)
         return link
 
     def _require_room(self, chain: Chain, envelope: Signed) -> None:
         if chain.size + len(envelope.payload) > self._config.max_author_log:
             raise RefusedError("full", f"{chain.author.short} has filled its part of {self.name!r}")
 
-    def _fork(self, chain: Chain, accepted: Signed, other: Signed) -> RefusedError:
-        if not chain.forked:
-            chain.forked = True
-            self.evidence.append(Evidence(accepted, other))
+    def _fork(self, chain: Chain, accepted: Link | None, other: Incoming) -> RefusedError:
+        assert accepted is not None
+        membership = chain.membership or other.update.membership
+        self._proofs.append(Notice(chain.stretch(accepted), other.stretch(), membership))
         return RefusedError("forked", f"{chain.author.short} signed two envelopes for one place")
 
     def _stuck(self, chain: Chain, refusal: RefusedError) -> RefusedError:
         chain.stuck = str(refusal)
         for sequence in tuple(chain.waiting):
             self._forget_waiting(chain, sequence)
-        if not chain.links and chain.author != self._identity.peer_id:
+        if not chain.head and chain.author != self._identity.peer_id:
             # Whoever was never allowed anything is not remembered.
             del self.chains[chain.author]
         return refusal
 
     def _forget_waiting(self, chain: Chain, sequence: int) -> None:
-        envelope = chain.waiting.pop(sequence, None)
-        if envelope is not None:
+        incoming = chain.waiting.pop(sequence, None)
+        if incoming is not None:
             self._waiting -= 1
-            self._waiting_size -= len(envelope.payload)
+            self._waiting_size -= len(incoming.envelope.payload)
 
     def _rebuild(self) -> None:
+        """Make the content anew of what was accepted."""
+        content = self._snapshot.content if self._snapshot is not None else None
         bodies = (wire.decode(link.envelope.payload, Update).body for link in self._accepted)
-        self.state.rebuild(bodies)
+        self.state.rebuild(content, ((body, read_update(body)) for body in bodies))

@@ -7,17 +7,19 @@ from typing import Protocol
 from lattica.identity import grants
 from lattica.identity.keys import PeerId
 from lattica.rpc import caller, method
-from lattica.store.messages import Envelopes, Exchange, Heads, Name
+from lattica.store.messages import Envelopes, Exchange, Heads, Marks, Name, Notices
 
 
 class Handler(Protocol):
     """What the service needs of its owner."""
 
-    async def exchanged(self, peer: PeerId, name: str, heads: Heads) -> Exchange | None:
+    async def exchanged(
+        self, peer: PeerId, name: str, heads: Heads, marks: Marks
+    ) -> Exchange | None:
         """A peer that has the document open tells its heads."""
         ...
 
-    async def pushed(self, peer: PeerId, name: str, envelopes: Envelopes) -> bool:
+    async def pushed(self, peer: PeerId, name: str, envelopes: Envelopes, notices: Notices) -> bool:
         """A peer sends what it believes to be new here."""
         ...
 
@@ -29,11 +31,11 @@ class DocumentsService:
         self._handler = handler
 
     @method(scope=grants.CALL)
-    async def exchange(self, document: Name, heads: Heads) -> Exchange | None:
+    async def exchange(self, document: Name, heads: Heads, marks: Marks = ()) -> Exchange | None:
         """This peer's heads and what the caller lacks; None if it is not open here."""
-        return await self._handler.exchanged(caller().peer, document, heads)
+        return await self._handler.exchanged(caller().peer, document, heads, marks)
 
     @method(scope=grants.CALL)
-    async def push(self, document: Name, envelopes: Envelopes) -> bool:
+    async def push(self, document: Name, envelopes: Envelopes, notices: Notices = ()) -> bool:
         """Take envelopes in; false if something is missing and an exchange is due."""
-        return await self._handler.pushed(caller().peer, document, envelopes)
+        return await self._handler.pushed(caller().peer, document, envelopes, notices)

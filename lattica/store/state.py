@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -14,7 +14,7 @@ from lattica.errors import DocumentError
 from lattica.identity.keys import PeerId
 from lattica.store.kinds import ARRAY, COUNT, MAP, TEXT, Place
 from lattica.store.ledger import Ledger
-from lattica.store.update import UpdateFacts, live_units
+from lattica.store.update import UpdateFacts, collect, collected, live_units
 
 _CLIENT_BITS = 53  # Yjs keeps client ids in a double's integers
 _TYPES: dict[str, Any] = {
@@ -37,11 +37,13 @@ class State:
     def __init__(self, client: int) -> None:
         self.client = client
         self.clocks: dict[int, int] = {}
+        self.closed: set[int] = set()  # clients of whom nothing more will count
         self.writing = False
         self.ledger = Ledger()
         self.version = 0  # rises with every change
         self._written: list[bytes] = []
         self._writers: tuple[int, dict[Place, int]] | None = None  # of a version
+        self._admitted: list[bytes] = []
         self._doc = self._fresh()
 
     def map(self, name: str) -> pycrdt.Map[Any]:
@@ -76,27 +78,51 @@ class State:
             return [bytes(data) for data in self.array(root.name).to_py() or ()]
         return {key: bytes(data) for key, data in self._root(*root[:2]).items()}
 
-    def has(self, needs: dict[int, int]) -> bool:
-        """Whether everything that an update rests on is here."""
-        return all(self.clocks.get(client, 0) >= clock for client, clock in needs.items())
+    def has(self, needs: Mapping[int, int]) -> bool:
+        """Whether everything that an update rests on is here, or will never count."""
+        clocks, closed = self.clocks, self.closed
+        for client, clock in needs.items():
+            if clocks.get(client, 0) < clock and client not in closed:
+                return False
+        return True
 
-    def apply(self, update: bytes, facts: UpdateFacts) -> None:
-        """Take in an update whose facts were checked, and what it needs is here.
+    def admit(self, update: bytes, facts: UpdateFacts) -> None:
+        """Accept an update whose facts were checked; `settle` lets the content have it.
+
+        What it needs must be here. Where that was written by a closed client after its end, it
+        is nowhere: the update finds entries there that were collected as garbage, and what it
+        put beside or in place of them is collected as well, on all peers alike.
 
         Raises:
-            DocumentError: it does not fit, or pycrdt refuses it; `rebuild` is due.
+            DocumentError: it does not fit.
         """
+        if self.closed:
+            for client, clock in facts.needs.items():
+                start = self.clocks.get(client, 0)
+                if start < clock and client in self.closed:
+                    self._collect(client, start, clock)
         reading = self.ledger.read(facts)
-        try:
-            self._doc.apply_update(update)
-        except (KeyboardInterrupt, SystemExit, GeneratorExit):
-            raise
-        except BaseException as error:  # noqa: BLE001 - a panic in Rust is a BaseException
-            raise DocumentError(f"pycrdt refuses the update: {error}") from None
-        finally:
-            self._written.clear()
         self.ledger.take(facts, reading)
         self._advance(facts)
+        self._admitted.append(collect(update, reading.gone) if reading.gone else update)
+
+    def settle(self) -> None:
+        """Let the content have what was admitted, in one transaction.
+
+        Raises:
+            DocumentError: pycrdt refuses it; `rebuild` is due.
+        """
+        updates, self._admitted = self._admitted, []
+        try:
+            if updates:
+                _apply(self._doc, updates)
+        finally:
+            self._written.clear()
+
+    def apply(self, update: bytes, facts: UpdateFacts) -> None:
+        """`admit` and `settle`."""
+        self.admit(update, facts)
+        self.settle()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -123,12 +149,22 @@ class State:
         self.ledger.take(facts, self.ledger.read(facts))
         self._advance(facts)
 
-    def rebuild(self, updates: Iterable[bytes]) -> None:
-        """Start again from what was accepted; a local transaction is thus undone."""
-        self._doc = self._fresh()
-        for update in updates:
-            self._doc.apply_update(update)
-        self._written.clear()
+    def rebuild(self, snapshot: bytes | None, updates: Iterable[tuple[bytes, UpdateFacts]]) -> None:
+        """Start again from a snapshot, or nothing, and the accepted updates after it.
+
+        A local transaction is thus undone, and what does not count any more is gone.
+
+        Raises:
+            DocumentError: the snapshot is damaged, or pycrdt refuses something.
+        """
+        if snapshot is None:
+            self._doc, self.clocks, self.ledger = self._fresh(), {}, Ledger()
+        else:
+            self.restore(snapshot)
+        self._admitted = []
+        for update, facts in updates:
+            self.admit(update, facts)
+        self.settle()
         self.version += 1
 
     def snapshot(self) -> bytes:
@@ -149,7 +185,10 @@ class State:
         except msgspec.MsgspecError as error:
             raise DocumentError(f"a snapshot is damaged: {error}") from None
         self.clocks = clocks
-        self.rebuild([update])
+        self._doc = self._fresh()
+        _apply(self._doc, [update])
+        self._written.clear()
+        self.version += 1
 
     def writer_of(self, place: Place) -> int:
         """The client that wrote what a map's key now holds.
@@ -176,6 +215,12 @@ class State:
                 content[root.root] = held
         return blake3(msgspec.msgpack.encode(content, order="sorted")).digest()
 
+    def _collect(self, client: int, start: int, stop: int) -> None:
+        """Put entries collected as garbage where a client's do not count."""
+        self.ledger.collect(client, start, stop)
+        self.clocks[client] = stop
+        self._admitted.append(collected(client, start, stop - start))
+
     def _root(self, kind: str, name: str) -> Any:
         return self._doc.get(f"{kind}:{name}", type=_TYPES[kind])
 
@@ -188,3 +233,14 @@ class State:
         doc: pycrdt.Doc[Any] = pycrdt.Doc(client_id=self.client)
         doc.observe(lambda event: self._written.append(event.update))
         return doc
+
+
+def _apply(doc: pycrdt.Doc[Any], updates: Iterable[bytes]) -> None:
+    try:
+        with doc.transaction():
+            for update in updates:
+                doc.apply_update(update)
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - a panic in Rust is a BaseException
+        raise DocumentError(f"pycrdt refuses the update: {error}") from None

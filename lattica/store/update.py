@@ -9,7 +9,7 @@ before it is applied. Whether it fits what is there already, `ledger` says.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -22,7 +22,7 @@ MAX_PARTS = 16_384  # entries, and deleted ranges, in one update
 MAX_CLOCK = 2**53
 MAX_ROOT = MAX_NAME + 8  # bytes of a root's name: its kind, and the name
 
-DELETED, STRING, ANY = 1, 4, 8  # Yjs' numbers of kinds of content
+COLLECTED, DELETED, STRING, ANY = 0, 1, 4, 8  # Yjs' numbers of kinds of content
 _CONTENT = 0x1F
 _HAS_KEY, _HAS_RIGHT, _HAS_LEFT = 0x20, 0x40, 0x80
 _BUFFER = 116  # lib0's tag of a byte buffer
@@ -79,10 +79,48 @@ def live_units(state: bytes) -> Iterator[Id]:
     for _ in range(reader.number()):
         count, client, clock = reader.number(), reader.number(), reader.number()
         for _ in range(count):
+            if reader.data[reader.at] == COLLECTED:
+                reader.at += 1
+                clock += reader.number()
+                continue
             entry = reader.entry(clock)
             clock += entry.length
             if entry.content != DELETED:
                 yield client, entry.start
+
+
+def collect(data: bytes, starts: Collection[int]) -> bytes:
+    """The same update with the entries at these clocks collected as garbage."""
+    reader = _Reader(data)
+    parts = []
+    reader.number()
+    count = reader.number()
+    reader.number()
+    clock = reader.number()
+    head = reader.at
+    for _ in range(count):
+        before = reader.at
+        entry = reader.entry(clock)
+        gone = clock in starts
+        parts.append(b"\x00" + encode_number(entry.length) if gone else data[before : reader.at])
+        clock += entry.length
+    return data[:head] + b"".join(parts) + data[reader.at :]
+
+
+def collected(client: int, start: int, length: int) -> bytes:
+    """An update that adds nothing but entries collected as garbage."""
+    numbers = (encode_number(number) for number in (client, start))
+    return b"\x01\x01" + b"".join(numbers) + b"\x00" + encode_number(length) + b"\x00"
+
+
+def encode_number(value: int) -> bytes:
+    """lib0's form of an unsigned number."""
+    data = bytearray()
+    while value > 0x7F:
+        data.append(value & 0x7F | 0x80)
+        value >>= 7
+    data.append(value)
+    return bytes(data)
 
 
 class _Reader:

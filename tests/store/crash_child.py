@@ -12,7 +12,7 @@ from lattica.rpc import Rpc
 from lattica.store import Blocks, Documents
 from tests.store.mesh import NOW, home, identity, membership
 
-CONFIG = StoreConfig(block=16 * KIB)
+CONFIG = StoreConfig(block=16 * KIB, snapshot_every=16)
 SIZE = 3_200_000
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import anyio
@@ -11,9 +11,10 @@ from lattica.clock import ManualClock
 from lattica.config import StoreConfig
 from lattica.identity import grants
 from lattica.identity.grants import Membership
-from lattica.identity.keys import Identity
+from lattica.identity.keys import Identity, PeerId
 from lattica.identity.signed import Signed
 from lattica.store import Change, Document
+from lattica.store.chain import Link
 from lattica.store.messages import DOMAIN, GENESIS, Update
 from lattica.store.replica import Replica
 
@@ -56,6 +57,34 @@ def write(target: Replica, key: str, value: bytes, *, now: float = NOW, name: st
     with target.transaction(now) as links:
         target.state.map(name)[key] = value
     return links[0].envelope
+
+
+def receive(target: Replica, envelope: Signed) -> list[Link] | None:
+    """Hand a replica one envelope: what it accepts; None if the envelope waits.
+
+    Raises:
+        RefusedError: it is refused.
+    """
+    taken = target.receive((envelope,))
+    for refusal in taken.refusals:
+        if refusal.envelope == envelope:
+            raise refusal.error
+    return None if taken.waiting else taken.links
+
+
+def sync(one: Replica, other: Replica) -> None:
+    """A whole exchange, both ways, over and over while it brings anything."""
+    before = None
+    while (
+        now := (one.heads(), one.notices.marks(), other.heads(), other.notices.marks())
+    ) != before:
+        before = now
+        for giver, taker in ((one, other), (other, one)):
+            taker.learn(giver.lacking(taker.notices.marks()))
+            taker.receive(giver.contradictions(taker.heads()))
+            batch = giver.missing(taker.heads(), limit=10**9)
+            assert batch is not None
+            taker.receive(batch.envelopes)
 
 
 def read(target: Replica, name: str = "m") -> dict[str, bytes]:
@@ -107,8 +136,22 @@ def document(number: int, *scopes: str, name: str = NAME) -> Document:
 
     async def nothing() -> None: ...
 
-    made = replica(number, *scopes, name=name)
-    return Document(made, ManualClock(NOW), wrote=lambda _link: None, flush=nothing, synced=nothing)
+    async def rule(subject: PeerId, *, until: float | None) -> None: ...
+
+    async def nowhere() -> AsyncIterator[Sequence[Link]]:
+        for links in ():
+            yield links
+
+    return Document(
+        replica(number, *scopes, name=name),
+        ManualClock(NOW),
+        wrote=lambda _link: None,
+        flush=nothing,
+        synced=nothing,
+        rule=rule,
+        compact=nothing,
+        archived=nowhere,
+    )
 
 
 def meet(*documents: Document) -> None:
@@ -117,6 +160,7 @@ def meet(*documents: Document) -> None:
     for _ in replicas:
         for giver in replicas:
             for taker in replicas:
-                for envelope in giver.missing(taker.heads(), limit=10**9).envelopes:
-                    taker.receive(envelope)
+                batch = giver.missing(taker.heads(), limit=10**9)
+                assert batch is not None
+                assert not taker.receive(batch.envelopes).refusals
     assert len({each.state.digest() for each in replicas}) == 1

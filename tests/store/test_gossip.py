@@ -16,8 +16,8 @@ from lattica.config import StoreConfig
 from lattica.identity.keys import PeerId
 from lattica.store import Document, Documents
 from lattica.store.conversation import Conversation
-from lattica.store.messages import Envelopes, Exchange, Heads
-from lattica.store.replica import Batch
+from lattica.store.messages import Envelopes, Exchange, Heads, Marks, Notices
+from lattica.store.sending import Batch
 from lattica.store.service import DocumentsService
 from lattica.store.values import encode_value
 from tests.store.mesh import replica, until_equal, write
@@ -116,11 +116,11 @@ class LateAnswer:
         self.conversation: Conversation
         self.pushed = anyio.Event()
 
-    async def exchange(self, document: str, heads: Heads) -> Exchange | None:
+    async def exchange(self, document: str, heads: Heads, marks: Marks) -> Exchange | None:
         self.conversation.learned(document, ())
         return None
 
-    async def push(self, document: str, envelopes: Envelopes) -> bool:
+    async def push(self, document: str, envelopes: Envelopes, notices: Notices) -> bool:
         self.pushed.set()
         return True
 
@@ -135,8 +135,19 @@ class OneUpdate:
     def heads(self) -> Heads:
         return self.replica.heads()
 
-    def missing(self, theirs: Heads) -> Batch:
-        return self.replica.missing(theirs, limit=1000)
+    def marks(self) -> Marks:
+        return ()
+
+    def lacking(self, theirs: Marks) -> Notices:
+        return ()
+
+    async def learn(self, notices: Notices) -> None:
+        pass
+
+    async def missing(self, theirs: Heads) -> Batch:
+        batch = self.replica.missing(theirs, limit=1000)
+        assert batch is not None
+        return batch
 
     async def receive(self, source: PeerId, envelopes: Envelopes) -> bool:
         return True

@@ -89,7 +89,7 @@ def test_who_wrote_a_key_is_known_whatever_came_before():
         one.map("m").author("a")
 
 
-def test_history_tells_who_wrote_where_and_when():
+async def test_history_tells_who_wrote_where_and_when():
     one, two = document(1), document(2)
     with one.transaction():
         one.map("m")["k"] = 1
@@ -108,7 +108,7 @@ def test_history_tells_who_wrote_where_and_when():
         {Place("map", "m", "k")},
     ]
     for doc in (one, two):
-        history = list(doc.history())
+        history = [revision async for revision in doc.history()]
         assert [(r.author, r.sequence) for r in history] == [
             (first, 1),
             (second, 1),
@@ -142,4 +142,4 @@ async def test_a_change_tells_what_was_changed_and_by_whom():
 def take(one, two):
     """What one replica accepts of the other's."""
     for envelope in two._replica.missing(one._replica.heads(), limit=10**9).envelopes:
-        yield from one._replica.receive(envelope)
+        yield from one._replica.receive([envelope]).links

@@ -1,0 +1,405 @@
+"""One open document: its replica, its face, and the way to disk and peers."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
+
+import anyio
+import msgspec
+
+from lattica.clock import Clock
+from lattica.config import StoreConfig
+from lattica.errors import GrantError, StoreError
+from lattica.identity import grants, wire
+from lattica.identity.grants import Membership
+from lattica.identity.keys import Identity, PeerId
+from lattica.identity.signed import Signed
+from lattica.store.chain import Link
+from lattica.store.database import Database, NoticeRow, Part, Row, SnapshotRow
+from lattica.store.document import Document
+from lattica.store.journal import Journal
+from lattica.store.messages import (
+    Envelopes,
+    Head,
+    Heads,
+    Marks,
+    Notice,
+    Notices,
+    envelope_hash,
+)
+from lattica.store.notices import Verdict, rule
+from lattica.store.reading import Incoming
+from lattica.store.replica import Refusal, Replica
+from lattica.store.sending import MAX_SHOWN, Batch, cut_batch, samples, wanted
+from lattica.store.snapshots import open_snapshot, seal_snapshot
+
+log = logging.getLogger("lattica.store")
+
+CHUNK = 256  # envelopes read between two turns of the event loop
+_CUT = ("forked", "revoked")
+
+T = TypeVar("T")
+
+
+class OpenCopy:
+    """What `Documents` keeps of an open document."""
+
+    def __init__(
+        self,
+        name: str,
+        identity: Identity,
+        membership: Membership,
+        config: StoreConfig,
+        clock: Clock,
+        database: Database,
+        journal: Journal,
+        counters: Counter[str],
+        *,
+        changed: Callable[[], None],
+        synced: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`counters` count refusals; `changed`: there may be something to push."""
+        self.name = name
+        self._counters = counters
+        self._identity = identity
+        self._membership = membership
+        self._config = config
+        self._database = database
+        self._journal = journal
+        self._changed = changed
+        self._committed: dict[PeerId, int] = {}
+        self._compacting = False
+        self._reading_again = anyio.Lock()
+        self.replica = self._fresh()
+        self.document = Document(
+            self.replica,
+            clock,
+            wrote=lambda link: self._accepted([link]),
+            flush=journal.flush,
+            synced=synced,
+            rule=self.rule,
+            compact=self.compact,
+            archived=self._archived,
+        )
+
+    # ----------------------------------------------------------------------- from disk
+
+    async def load(self, *, from_snapshot: bool = True) -> None:
+        """Read the document back; what is on disk is checked like anything else.
+
+        Raises:
+            StoreError: the file cannot be read, or what it holds does not verify.
+        """
+        self._committed = await self._load(self.replica, from_snapshot=from_snapshot)
+
+    async def _load(self, replica: Replica, *, from_snapshot: bool) -> dict[PeerId, int]:
+        in_thread, database = self._journal.in_thread, self._database
+        for data in await in_thread(database.notices, self.name):
+            replica.learn([self._decode(data, Notice)])
+        bases: dict[bytes, int] = {}
+        data = await in_thread(database.snapshot, self.name) if from_snapshot else b""
+        if data:
+            snapshot = open_snapshot(data, self._identity, replica.mesh, self.name)
+            if snapshot is None:
+                log.warning("%s: its snapshot is damaged; all is read instead", self.name)
+            else:
+                replica.restore(snapshot)
+                bases = {mark.author.raw: mark.sequence for mark in snapshot.chains}
+        stored = await in_thread(database.load, self.name, bases)
+        for start in range(0, len(stored), CHUNK):
+            envelopes = [self._decode(data, Signed) for data in stored[start : start + CHUNK]]
+            taken = replica.receive(envelopes)
+            for refusal in taken.refusals:
+                if not self._may_lack(replica, refusal):
+                    raise self._damaged(refusal.error)
+            if taken.waiting:
+                raise self._damaged("an update is missing")
+            await anyio.lowlevel.checkpoint()
+        return {head.author: head.sequence for head in replica.heads()}
+
+    def _may_lack(self, replica: Replica, refusal: Refusal) -> bool:
+        """Whether a row may be left out: cut since, or vouched for by one that never came."""
+        if refusal.error.reason in _CUT:
+            return True
+        author = refusal.envelope.author
+        return (
+            refusal.error.reason == "forged"
+            and author in replica.chains
+            and (author != self._identity.peer_id)
+        )
+
+    def _decode(self, data: bytes, kind: type[T]) -> T:
+        try:
+            return wire.decode(data, kind)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, why: object) -> StoreError:
+        return StoreError(
+            f"{self._database.path} is damaged at {self.name!r}: {why}; "
+            "move it away to fetch the documents from peers again"
+        )
+
+    async def _read_again(self) -> None:
+        """A notice cuts what is on disk only: make the replica anew from there."""
+        async with self._reading_again:
+            while self.replica.is_stale:
+                old, fresh = self.replica, self._fresh()
+                fresh.learn(old.notices)
+                await self._journal.flush()
+                committed = await self._load(fresh, from_snapshot=False)
+                if fresh.is_stale or old.state.writing:
+                    continue
+                # What was accepted meanwhile.
+                batch = old.missing(fresh.heads(), limit=self._config.max_author_log)
+                if batch is None:
+                    continue
+                fresh.receive(batch.envelopes)
+                fresh.learn(old.notices)
+                fresh.counters.update(old.counters)
+                self.replica, self._committed = fresh, committed
+                self.document.turn_to(fresh)
+                self.document.notify_of(fresh.chains)
+                self._changed()
+
+    # ------------------------------------------------------------------------ with peers
+
+    def heads(self) -> Heads:
+        """See `Copy`."""
+        return self.replica.heads()
+
+    def marks(self) -> Marks:
+        """See `Copy`."""
+        return self.replica.notices.marks()
+
+    def lacking(self, theirs: Marks) -> Notices:
+        """See `Copy`."""
+        return self.replica.lacking(theirs)
+
+    async def missing(self, theirs: Heads) -> Batch:
+        """See `Copy`."""
+        limit, committed = self._config.sync_batch, self._committed
+        batch = self.replica.missing(theirs, limit=limit, committed=committed)
+        if batch is not None:
+            return batch
+        differing = {head.author for head, _ in await self._differing(theirs)}
+        parts = [
+            Part(part.author.raw, part.start, part.stop)
+            for part in wanted(self.replica.chains.values(), theirs, committed)
+            if part.author not in differing
+        ]
+        rows, is_all = await self._journal.in_thread(self._database.read, self.name, parts, limit)
+        return cut_batch(self._links(rows), limit * 2, is_all=is_all)
+
+    async def contradictions(self, theirs: Heads) -> Envelopes:
+        """Envelopes that show a peer that authors have forked."""
+        found = list(self.replica.contradictions(theirs))
+        size = sum(len(envelope.payload) for envelope in found)
+        for head, _ in await self._differing(theirs):
+            rows = await self._at(head.author, samples(head.sequence))
+            for row in rows.values():
+                if size < MAX_SHOWN:
+                    found.append(row)
+                    size += len(row.payload)
+        return tuple(found)
+
+    async def receive(self, source: PeerId, envelopes: Envelopes) -> bool:
+        """See `Copy`."""
+        is_whole = True
+        for start in range(0, len(envelopes), CHUNK):
+            if start:
+                await anyio.lowlevel.checkpoint()
+            taken = self.replica.receive(envelopes[start : start + CHUNK])
+            for refusal in taken.refusals:
+                self._refused(source, refusal)
+                # Whoever sends what does not count has not heard of it.
+                is_whole = is_whole and refusal.error.reason not in _CUT
+            is_whole = is_whole and not taken.waiting
+            self._accepted(taken.links)
+            self._judged(taken.verdicts)
+            for incoming in taken.archived:
+                is_whole = await self._compare(incoming) and is_whole
+        if self.replica.is_stale:
+            await self._read_again()
+        return is_whole
+
+    async def learn(self, notices: Iterable[Notice]) -> None:
+        """See `Copy`."""
+        verdicts = self.replica.learn(notices)
+        if not verdicts:
+            return
+        self._judged(verdicts)
+        taken = self.replica.receive(())
+        self._accepted(taken.links)
+        self._judged(taken.verdicts)
+        if self.replica.is_stale:
+            await self._read_again()
+
+    def reached(self, envelopes: Envelopes) -> Heads:
+        """Heads that whoever sent `envelopes` is known to have."""
+        links = [self.replica.find(envelope) for envelope in envelopes]
+        return tuple(Head(k.envelope.author, k.sequence, k.hash) for k in links if k)
+
+    async def _differing(self, theirs: Heads) -> list[tuple[Head, Signed]]:
+        """Heads at places that are on disk only here, where other envelopes are."""
+        found = []
+        for head in theirs:
+            chain = self.replica.chains.get(head.author)
+            if chain is not None and head.sequence < chain.base:
+                ours = (await self._at(head.author, [head.sequence])).get(head.sequence)
+                if ours is not None and envelope_hash(ours) != head.hash:
+                    found.append((head, ours))
+        return found
+
+    async def _compare(self, incoming: Incoming) -> bool:
+        """Whether an envelope is the one that is on disk in its place; if not, it is a fork."""
+        author, update = incoming.envelope.author, incoming.update
+        rows = await self._at(author, [update.sequence, update.sequence - 1])
+        ours, before = rows.get(update.sequence), rows.get(update.sequence - 1)
+        if ours is not None and envelope_hash(ours) == incoming.hash:
+            return True
+        contradicted = ours or before
+        if contradicted is None or (
+            ours is None and envelope_hash(contradicted) == update.previous
+        ):
+            return True  # what is there has been cut meanwhile
+        self._judged(self.replica.contradicted(contradicted, incoming))
+        return False
+
+    async def _at(self, author: PeerId, sequences: Sequence[int]) -> dict[int, Signed]:
+        rows = await self._journal.in_thread(self._database.at, self.name, author.raw, sequences)
+        return {sequence: self._decode(data, Signed) for sequence, data in rows.items()}
+
+    async def _archived(self) -> AsyncIterator[Sequence[Link]]:
+        """The envelopes that are on disk only, in order."""
+        chains = self.replica.chains.values()
+        parts = {chain.author.raw: Part(chain.author.raw, 0, chain.base) for chain in chains}
+        is_all = False
+        while not is_all:
+            rows, is_all = await self._journal.in_thread(
+                self._database.read, self.name, tuple(parts.values()), self._config.sync_batch
+            )
+            for row in rows:
+                parts[row.author] = parts[row.author]._replace(start=row.sequence)
+            yield self._links(rows)
+
+    def _links(self, rows: Sequence[Row]) -> list[Link]:
+        links = []
+        for position, row in enumerate(rows):
+            envelope = self._decode(row.envelope, Signed)
+            digest = envelope_hash(envelope)
+            links.append(Link(position, row.sequence, envelope, digest, 0.0, False))
+        return links
+
+    # -------------------------------------------------------------------------- to disk
+
+    async def rule(self, subject: PeerId, *, until: float | None) -> None:
+        """Grant (`until` a time in seconds since the Unix epoch) or revoke (None) by a ruling.
+
+        Raises:
+            GrantError: this peer is not the mesh's authority.
+            StoreError: the disk does not take it.
+        """
+        if self._identity.peer_id != self.replica.mesh:
+            raise GrantError("only the mesh's authority may grant and revoke; ask for it there")
+        if until is None:
+            chain = self.replica.chains.get(subject)
+            notice = rule(
+                self._identity, self.name, subject, upto=chain.head if chain is not None else 0
+            )
+        else:
+            grant = grants.issue(
+                self._identity,
+                mesh=self.replica.mesh,
+                subject=subject,
+                scopes=(grants.WRITE + self.name,),
+                expires=until,
+            )
+            given = Membership(self.replica.mesh, (grant,))
+            notice = rule(self._identity, self.name, subject, membership=given)
+        self.replica.notices.require(notice)
+        await self.learn([notice])
+        await self._journal.flush()
+
+    async def compact(self) -> None:
+        """Write a snapshot, and let the disk alone keep what it covers.
+
+        Raises:
+            StoreError: the disk does not take it.
+        """
+        self._start_compacting()
+        await self._journal.flush()
+
+    def _accepted(self, links: Sequence[Link]) -> None:
+        if not links:
+            return
+        rows = [
+            Row(self.name, link.envelope.author.raw, link.sequence, wire.encode(link.envelope))
+            for link in links
+        ]
+        reached = {link.envelope.author: link.sequence for link in links}
+
+        def committed() -> None:
+            # Only now may they leave: a peer that forgot what others hold of it would fork.
+            self._committed.update(reached)
+            self._changed()
+            total = sum(chain.head for chain in self.replica.chains.values())
+            if len(self.replica.recent()) >= max(self._config.snapshot_every, total // 8):
+                self._start_compacting()
+
+        self._journal.add(rows, committed)
+        self.document.notify(links)
+
+    def _judged(self, verdicts: Sequence[Verdict]) -> None:
+        """Keep what was learned about authors, and pass it on."""
+        for verdict in verdicts:
+            row = NoticeRow(
+                self.name, verdict.author.raw, verdict.upto, wire.encode(verdict.notice)
+            )
+            self._journal.add([row], self._changed)
+            if verdict.upto is not None:
+                self._counters[verdict.reason] += 1
+                kept = self._committed.get(verdict.author, 0)
+                self._committed[verdict.author] = min(kept, verdict.upto)
+                log.warning(
+                    "%s: %s was %s: its updates after %d do not count",
+                    self.name,
+                    verdict.author.short,
+                    verdict.reason if verdict.reason == "revoked" else "found to have forked",
+                    verdict.upto,
+                )
+        if verdicts:
+            self.document.notify_of(verdict.author for verdict in verdicts)
+
+    def _start_compacting(self) -> None:
+        if self._compacting or self.replica.state.writing or not self.replica.recent():
+            return
+        self._compacting = True
+        replica = self.replica
+        snapshot = replica.take_snapshot()
+        data = seal_snapshot(self._identity, replica.mesh, self.name, snapshot)
+
+        def committed() -> None:
+            self._compacting = False
+            if self.replica is replica:
+                replica.archive(snapshot)
+
+        self._journal.add([SnapshotRow(self.name, data)], committed)
+
+    def _refused(self, source: PeerId, refusal: Refusal) -> None:
+        reason = refusal.error.reason
+        self._counters[f"refused:{reason}"] += 1
+        log.log(
+            logging.DEBUG if reason in _CUT else logging.WARNING,
+            "%s: refused an update by %s, brought by %s: %s",
+            self.name,
+            refusal.envelope.author.short,
+            source.short,
+            refusal.error,
+        )
+
+    def _fresh(self) -> Replica:
+        return Replica(self.name, self._identity, self._membership, self._config)
