@@ -79,6 +79,13 @@ OTHERS: dict[str, Target] = {
     "dht_store": Target(0.5, False),
     "dht_writers_lost": Target(0.0, False),
     "dht_idle": Target(100.0, False),  # bytes/s
+    "crdt_sync": Target(3.0, False),  # of the missing updates
+    "crdt_apply": Target(0.25, True),
+    "crdt_gossip": Target(20.0, False),  # milliseconds
+    "crdt_open": Target(0.5, False),  # seconds
+    "crdt_open_share": Target(0.1, False),
+    "crdt_diverged": Target(0.0, False),
+    "crdt_lost": Target(0.0, False),
     "blocks_loopback": Target(0.7, True),
     "blocks_swarm": Target(2.2, False),  # times one copy over the seeder's link
     "blocks_providers": Target(3.4, True),
