@@ -66,13 +66,16 @@ class ChainMark(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 class Chain:
     """Accepted envelopes of one author, without a gap, and those that wait for one to fill.
 
-    The envelopes up to `base` are on disk only.
+    The envelopes up to `base` are on disk only. `head` is the sequence number of the last one,
+    0 before the first, and `head_hash` what the next one must name as its previous one.
     """
 
     def __init__(self, author: PeerId) -> None:
         self.author = author
         self.client = client_id(author)
         self.base = 0
+        self.head = 0
+        self.head_hash = GENESIS
         self.links: list[Link] = []
         self.membership: Membership | None = None  # the last one shown
         self.written = -math.inf
@@ -83,16 +86,6 @@ class Chain:
         self._base_hash = GENESIS
         self._standing: Standing | None = None
         self._scope_held: str | None = None  # the last scope that the standing was found to hold
-
-    @property
-    def head(self) -> int:
-        """The sequence number of the last accepted envelope; 0 before the first."""
-        return self.base + len(self.links)
-
-    @property
-    def head_hash(self) -> bytes:
-        """What the next envelope must name as its previous one."""
-        return self.links[-1].hash if self.links else self._base_hash
 
     @property
     def is_closed(self) -> bool:
@@ -132,6 +125,13 @@ class Chain:
             RefusedError: unauthorised, or dated before its predecessor.
         """
         ground = self._standing
+        if (
+            membership is None
+            and ground is not None
+            and self._scope_held == scope
+            and self.written <= update.written <= ground.expires
+        ):
+            return  # as nearly always
         if membership is not None:
             if membership.mesh != update.mesh:
                 raise RefusedError("unauthorised", "the grants are of another mesh")
@@ -139,10 +139,7 @@ class Chain:
                 ground = standing(membership, self.author)
             except GrantError as error:
                 raise RefusedError("unauthorised", str(error)) from None
-        if ground is None or not (
-            (ground is self._standing and self._scope_held == scope)
-            or grants.allows(ground.scopes, scope)
-        ):
+        if ground is None or not grants.allows(ground.scopes, scope):
             raise RefusedError("unauthorised", f"{self.author.short} holds no grant {scope!r}")
         if not self.written <= update.written <= ground.expires:
             raise RefusedError("unauthorised", f"{self.author.short}'s grant had expired")
@@ -160,6 +157,7 @@ class Chain:
             incoming.is_proven,
         )
         self.links.append(link)
+        self.head, self.head_hash = update.sequence, incoming.hash
         if update.membership is not None:
             self._show(update.membership)
         self.written = update.written
@@ -171,6 +169,7 @@ class Chain:
         self.upto = upto
         index = max(0, upto - self.base)
         taken, self.links = self.links[index:], self.links[:index]
+        self._find_head()
         self.size -= sum(len(link.envelope.payload) for link in taken)
         return taken
 
@@ -188,12 +187,10 @@ class Chain:
 
     def restore(self, mark: ChainMark) -> None:
         """Go back, or on, to where it stood; links after it are forgotten."""
-        if mark.sequence >= self.base and mark.sequence <= self.head:
-            self.links = self.links[: mark.sequence - self.base]
-        else:
-            self.links = []
+        self.links = self.links[: max(0, mark.sequence - self.base)]
         if not self.links:
             self.base, self._base_hash = mark.sequence, mark.hash
+        self._find_head()
         self.written, self.size, self.stuck = mark.written, mark.size, mark.stuck
         self.membership, self._standing, self._scope_held = None, None, None
         if mark.membership is not None:
@@ -205,6 +202,10 @@ class Chain:
         taken, self.links = self.links[:index], self.links[index:]
         self.base, self._base_hash = mark.sequence, mark.hash
         return taken
+
+    def _find_head(self) -> None:
+        self.head = self.base + len(self.links)
+        self.head_hash = self.links[-1].hash if self.links else self._base_hash
 
     def _show(self, membership: Membership) -> None:
         self.membership = membership

@@ -13,7 +13,7 @@ from lattica.store.chain import Link
 from lattica.store.kinds import COUNT, MAP, Place
 from lattica.store.ledger import Ledger
 from lattica.store.messages import Update
-from lattica.store.update import read_update
+from lattica.store.quick import read_body
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -80,7 +80,7 @@ def revisions(ledger: Ledger, links: Iterable[Link]) -> Iterator[Revision]:
     """What accepted updates say."""
     for link in links:
         update = wire.decode(link.envelope.payload, Update)
-        places = ledger.touched(read_update(update.body))
+        places = ledger.touched(read_body(update.body))
         yield Revision(
             link.envelope.author,
             link.sequence,

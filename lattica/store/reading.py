@@ -8,19 +8,21 @@ somebody has spoiled; a stretch that is passed on must therefore end in one that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 import msgspec
+from blake3 import blake3
 
 from lattica.identity import wire
 from lattica.identity.keys import PeerId
 from lattica.identity.signed import Signed
-from lattica.store.messages import DOMAIN, MAX_VOUCHED, Update, envelope_hash
+from lattica.store.messages import DOMAIN, MAX_VOUCHED, Update
 from lattica.store.refusals import RefusedError
 
 OVERHEAD = 8192  # bytes of an envelope beside pycrdt's update
 MAX_VOUCHED_BYTES = 64 * 1024  # of what one signature stands for, beside its own envelope
 
+_decode_update = msgspec.msgpack.Decoder(Update, dec_hook=wire.dec_hook).decode
 _DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
@@ -47,19 +49,24 @@ class Reader:
         self._mesh = mesh
         self._document = document
         self._max_payload = max_update + OVERHEAD
+        self.repeats = 0  # envelopes of the last batch that were known
 
     def read(
         self,
         envelopes: Iterable[Signed],
-        is_known: Callable[[bytes], bool],
+        known: Container[bytes],
         refuse: Callable[[Signed, RefusedError], None],
     ) -> list[Incoming]:
-        """The authentic envelopes that are not known, in order; the others are refused."""
+        """The authentic envelopes whose hashes are not `known`, in order; others are refused."""
         found: list[Incoming] = []
-        runs: dict[PeerId, list[Incoming]] = {}
+        runs: dict[bytes, list[Incoming]] = {}  # by author
+        all_authentic = True
+        self.repeats = 0
         for envelope in envelopes:
-            digest = envelope_hash(envelope)
-            if is_known(digest):
+            author = envelope.author.raw
+            digest = blake3(author + envelope.payload).digest()
+            if digest in known:
+                self.repeats += 1
                 continue
             try:
                 update = self._decode(envelope)
@@ -68,22 +75,24 @@ class Reader:
                 continue
             incoming = Incoming(envelope, digest, update)
             found.append(incoming)
-            run = runs.get(envelope.author)
+            run = runs.get(author)
             if run is None:
-                runs[envelope.author] = [incoming]
+                runs[author] = [incoming]
             elif run[-1].hash == update.previous and run[-1].update.sequence + 1 == update.sequence:
                 run.append(incoming)
             else:
-                authenticate(run)
-                runs[envelope.author] = [incoming]
+                all_authentic = authenticate(run) and all_authentic
+                runs[author] = [incoming]
         for run in runs.values():
-            authenticate(run)
+            all_authentic = authenticate(run) and all_authentic
+        if all_authentic:
+            return found
         for incoming in found:
             if not incoming.is_authentic:
-                author = incoming.envelope.author.short
+                short = incoming.envelope.author.short
                 refuse(
                     incoming.envelope,
-                    RefusedError("forged", f"the signature of {author} does not verify"),
+                    RefusedError("forged", f"the signature of {short} does not verify"),
                 )
         return [incoming for incoming in found if incoming.is_authentic]
 
@@ -93,21 +102,25 @@ class Reader:
         if envelope.domain != DOMAIN:
             raise RefusedError("forged", f"signed for {envelope.domain!r}, not for {DOMAIN!r}")
         try:
-            update = wire.decode(envelope.payload, Update)
+            update = _decode_update(envelope.payload)
         except _DECODE_ERRORS as error:
             raise RefusedError("forged", f"the payload is not an update: {error}") from None
-        if update.mesh != self._mesh or update.document != self._document:
+        if update.mesh.raw != self._mesh.raw or update.document != self._document:
             raise RefusedError("foreign", f"an update of {update.document!r}")
         return update
 
 
-def authenticate(run: Sequence[Incoming]) -> None:
-    """Verify every `MAX_VOUCHED`th signature of a run, and more where one is spoiled."""
+def authenticate(run: Sequence[Incoming]) -> bool:
+    """Verify every `MAX_VOUCHED`th signature of a run, and more where one is spoiled.
+
+    Whether all are authentic.
+    """
     stop = len(run)
+    all_authentic = True
     while stop:
         last = stop - 1
         if not run[last].envelope.verifies():
-            stop = last
+            stop, all_authentic = last, False
             continue
         run[last].is_proven = run[last].is_authentic = True
         # What it vouches for: few enough for a proof of a fork to hold them.
@@ -123,3 +136,4 @@ def authenticate(run: Sequence[Incoming]) -> None:
             for place, incoming in enumerate(run[start:last]):
                 incoming.segment, incoming.place = segment, place
         stop = start
+    return all_authentic

@@ -29,11 +29,11 @@ from lattica.store.messages import (
     envelope_hash,
 )
 from lattica.store.notices import Notices, Verdict
+from lattica.store.quick import read_body
 from lattica.store.reading import Incoming, Reader
 from lattica.store.refusals import RefusedError
 from lattica.store.sending import Batch, contradictions, missing
 from lattica.store.state import State, client_id
-from lattica.store.update import UpdateFacts, read_update
 
 Refuse = Callable[[Signed, RefusedError], None]
 
@@ -86,7 +86,7 @@ class Replica:
         self._positions = itertools.count()
         self._snapshot: Snapshot | None = None  # what `_accepted` goes on from
         self._proofs: list[Notice] = []  # of forks that this batch has shown
-        self._before: dict[PeerId, ChainMark] = {}  # where chains stood before this batch
+        self._before: dict[int, ChainMark] = {}  # where chains stood before this batch
         self._waiting = 0  # envelopes
         self._waiting_size = 0  # bytes
         self._shown: Membership | None = None  # the membership that our own chain holds
@@ -154,7 +154,7 @@ class Replica:
                 f"{len(body)} bytes in one transaction, at most {self._config.max_update} "
                 "are allowed; put large values into blocks"
             )
-        facts = read_update(body)
+        facts = read_body(body)
         chain = self._chain(self._identity.peer_id)
         membership = None if self._shown == self.membership else self.membership
         update = Update(
@@ -183,23 +183,19 @@ class Replica:
             self.counters["dropped:writing"] += dropped
             return taken._replace(waiting=dropped)
 
-        def is_known(digest: bytes) -> bool:
-            if digest in self._known:
-                self.counters["known"] += 1
-                return True
-            return False
-
         def refuse(envelope: Signed, error: RefusedError) -> None:
             self.counters[f"refused:{error.reason}"] += 1
             taken.refusals.append(Refusal(envelope, error))
 
         waiting = 0
         self._before.clear()
-        for incoming in self._reader.read(envelopes, is_known, refuse):
+        for incoming in self._reader.read(envelopes, self._known, refuse):
             try:
                 waiting += not self._arrived(incoming, taken)
             except RefusedError as refusal:
                 refuse(incoming.envelope, refusal)
+        if self._reader.repeats:
+            self.counters["known"] += self._reader.repeats
         self._settle(taken, refuse)
         if self._proofs:
             # Only now: what was accepted is in the content, and a cut may take it out again.
@@ -214,6 +210,17 @@ class Replica:
         """Accept an envelope, or keep it until what it follows is here; False if it waits."""
         author, update = incoming.envelope.author, incoming.update
         chain = self.chains.get(author)
+        if (
+            chain is not None
+            and update.previous == chain.head_hash
+            and update.sequence == chain.head + 1
+            and chain.upto is None
+            and not chain.stuck
+        ):
+            if self._take_next(chain, incoming, taken):
+                return True
+            self._wait(chain, incoming)
+            return False
         if chain is None:
             if update.sequence > 1:
                 # Nothing says yet that this author may write: no memory for it.
@@ -245,39 +252,45 @@ class Replica:
                 taken.archived.append(incoming)
                 return True
             raise self._fork(chain, chain.links[-1], incoming)
+        if update.previous != chain.head_hash:
+            refusal = RefusedError("malformed", "the first envelope follows another")
+            raise self._stuck(chain, refusal)
+        return self._take_next(chain, incoming, taken)
+
+    def _take_next(self, chain: Chain, incoming: Incoming, taken: Taken) -> bool:
+        """Accept the next envelope of a chain; False if something else comes first.
+
+        Everything here is done for every update that there is, and so it is done with few calls.
+        """
+        update = incoming.update
+        state, client = self.state, chain.client
         try:
-            facts = self._judge(chain, update)
+            # Every peer must find the same, so nothing but the chain and the content counts.
+            chain.check(update, update.membership, self._scope)
+            facts = read_body(update.body)
+            if facts.client is not None:
+                if facts.client != client:
+                    raise RefusedError("client", "the update writes in another author's name")
+                if facts.start != state.clocks.get(client, 0):
+                    raise RefusedError("malformed", "the update does not follow the last one")
+                owner = self._clients.get(client)
+                if owner is not None and owner is not chain.author and owner != chain.author:
+                    raise RefusedError("client", "another author has the same client id")
+            if facts.needs and not state.has(facts.needs):
+                return False
+            if chain.size + len(incoming.envelope.payload) > self._config.max_author_log:
+                self._require_room(chain, incoming.envelope)
+            if client not in self._before:
+                self._before[client] = chain.mark()
+            state.admit(update.body, facts)
         except RefusedError as refusal:
+            if refusal.reason == "full":
+                raise
             raise self._stuck(chain, refusal) from None
-        if not self.state.has(facts.needs):
-            return False
-        self._require_room(chain, incoming.envelope)
-        if chain.author not in self._before:
-            self._before[chain.author] = chain.mark()
-        try:
-            self.state.admit(update.body, facts)
         except DocumentError as error:
             raise self._stuck(chain, RefusedError("malformed", str(error))) from None
         taken.links.append(self._append(chain, incoming))
         return True
-
-    def _judge(self, chain: Chain, update: Update) -> UpdateFacts:
-        """Whether the next envelope of a chain is sound: every peer must find the same."""
-        if update.previous != chain.head_hash:
-            raise RefusedError("malformed", "the first envelope follows another")
-        chain.check(update, update.membership, self._scope)
-        try:
-            facts = read_update(update.body)
-        except DocumentError as error:
-            raise RefusedError("malformed", str(error)) from None
-        if facts.client is not None:
-            if facts.client != chain.client:
-                raise RefusedError("client", "the update writes in another author's name")
-            if facts.start != self.state.clocks.get(chain.client, 0):
-                raise RefusedError("malformed", "the update's clock does not follow the last one")
-            if self._clients.get(chain.client, chain.author) != chain.author:
-                raise RefusedError("client", "another author has the same client id")
-        return facts
 
     def _wait(self, chain: Chain, incoming: Incoming) -> None:
         """Keep an envelope until what it follows is here, within bounds."""
@@ -338,8 +351,8 @@ class Replica:
         for link in links:
             self._known.pop(link.hash, None)
         self._accepted = [link for link in self._accepted if link.hash not in accepted]
-        for author, mark in self._before.items():
-            self.chains[author].restore(mark)
+        for mark in self._before.values():
+            self.chains[mark.author].restore(mark)
         self._before.clear()
         self._rebuild()
         for link in links:
@@ -508,9 +521,11 @@ class Replica:
         link = chain.accept(next(self._positions), incoming)
         self._accepted.append(link)
         self._known[link.hash] = link
-        self._clients[chain.client] = chain.author
-        if chain.author == self._identity.peer_id and incoming.update.membership is not None:
-            self._shown = incoming.update.membership
+        if chain.client not in self._clients:
+            self._clients[chain.client] = chain.author
+        shown = incoming.update.membership
+        if shown is not None and chain.author == self._identity.peer_id:
+            self._shown = shown
         if chain.upto is not None:
             self._close(chain)
         return link
@@ -544,4 +559,4 @@ class Replica:
         """Make the content anew of what was accepted."""
         content = self._snapshot.content if self._snapshot is not None else None
         bodies = (wire.decode(link.envelope.payload, Update).body for link in self._accepted)
-        self.state.rebuild(content, ((body, read_update(body)) for body in bodies))
+        self.state.rebuild(content, ((body, read_body(body)) for body in bodies))

@@ -101,10 +101,13 @@ class State:
                 start = self.clocks.get(client, 0)
                 if start < clock and client in self.closed:
                     self._collect(client, start, clock)
-        reading = self.ledger.read(facts)
-        self.ledger.take(facts, reading)
+        if not self.ledger.take_quickly(facts):
+            reading = self.ledger.read(facts)
+            self.ledger.take(facts, reading)
+            if reading.gone:
+                update = collect(update, reading.gone)
         self._advance(facts)
-        self._admitted.append(collect(update, reading.gone) if reading.gone else update)
+        self._admitted.append(update)
 
     def settle(self) -> None:
         """Let the content have what was admitted, in one transaction.
