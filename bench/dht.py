@@ -23,11 +23,13 @@ from typing import Any
 import anyio
 import msgspec
 
+from bench.dht_lies import steered
 from bench.dht_world import SimPeer, World
 from bench.mesh import Where, engines, link_config, member
 from bench.processes import other
 from bench.rows import Row, row, show, write
 from bench.targets import choose
+from lattica.config import DhtConfig
 from lattica.dht import Dht, dht_key
 from lattica.identity import wire
 from lattica.identity.keys import Identity
@@ -211,6 +213,14 @@ def rows_of(only: Sequence[str], peers: int, image: Path | None) -> list[Row]:
         note = f"{peers} peers, {seen.gets} gets in an hour, {LOSS:.0%} loss, {LIARS:.0%} liars"
         add("dht_recall", seen.recall, "share", note)
         add("dht_closest", seen.closest, "share", note)
+    if "dht_steered" in wanted:
+        tell("liars that steer")
+        alone, two = (
+            simulate(partial(steered, peers, paths=paths, share=LIARS))
+            for paths in (1, DhtConfig().paths)
+        )
+        note = f"{two.queries:.1f} queries; on one path {alone.recall:.1%}, {alone.queries:.1f}"
+        add("dht_steered", two.recall, "share", f"{peers} peers, {LIARS:.0%} liars; {note}")
     sizes = [size for size in SIZES if f"dht_rounds_{size}" in wanted]
     costs = []
     for size in sizes:

@@ -71,6 +71,7 @@ TARGETS: dict[str, tuple[Target, Target]] = {
 OTHERS: dict[str, Target] = {
     "dht_recall": Target(0.995, True),
     "dht_closest": Target(0.99, True),
+    "dht_steered": Target(0.995, True),
     "dht_rounds_10": Target(1.2, False),  # of log2(n) / 2
     "dht_rounds_100": Target(1.2, False),
     "dht_rounds_1000": Target(1.2, False),

@@ -189,6 +189,7 @@ class DhtConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Kademlia's constants. Times in seconds, sizes in bytes."""
 
     k: int = 20
+    paths: int = 2  # that a look-up takes, which share no peer
     alpha: int = 6  # queries in progress; more bring little sooner, and ask more peers
     query_timeout: float = 2.0
     replicas: int = 8  # copies of a record, with the peers closest to its key

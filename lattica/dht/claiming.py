@@ -199,7 +199,10 @@ class Claims:
                 await anyio.sleep(PAUSE)
 
     async def holder(self, key: bytes) -> PeerId | None:
-        """Who has a key, as enough of its replicas say; None if nobody does, or too few say so."""
+        """Who has a key, as more than half of its replicas say; None if nobody does.
+
+        Fewer than must grant it: to a winner some may have lied, and now be silent.
+        """
         nodes = self._among(await self._closest(key), key)
         ballot = Ballot(len(nodes))
 
@@ -213,7 +216,7 @@ class Claims:
             for node in nodes:
                 looks.start_soon(look, node)
         first = ballot.first()
-        return first.claimant if first is not None and ballot.is_won(first.claimant) else None
+        return first.claimant if first is not None and 2 * first.votes > len(nodes) else None
 
     async def ask(self, key: bytes, known: Sequence[PeerNode]) -> Asked:
         """Ask each replica once, those who were `known` and those who have come."""

@@ -9,10 +9,12 @@ that wait for their slowest, and a peer that did not answer is never among the r
 from __future__ import annotations
 
 import asyncio
+import bisect
 import heapq
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Protocol
 
 import anyio
@@ -51,12 +53,16 @@ class CrawlProtocol(Protocol):
 
 
 class Nearest(NodeHeap):  # type: ignore[misc]  # kademlia has no types
-    """The package's heap of contacts by distance, which looks through all of them for each push:
-    half of a look-up's CPU time. Here it knows them by their ids."""
+    """The package's heap of contacts by distance, which looks through all of them for each push
+    and sorts them for each look: half of a look-up's CPU time. Here it is sorted, as a heap may
+    be, and knows them by their ids."""
+
+    heap: list[tuple[int, PeerNode]]
 
     def __init__(self, node: Node, maxsize: int) -> None:
         super().__init__(node, maxsize)
         self._ids: set[bytes] = set()
+        self.active = 0  # queries in progress
 
     def __contains__(self, node: Node) -> bool:
         return node.id in self._ids
@@ -66,16 +72,28 @@ class Nearest(NodeHeap):  # type: ignore[misc]  # kademlia has no types
         for node in nodes:
             if node.id not in self._ids:
                 self._ids.add(node.id)
-                heapq.heappush(self.heap, (self.node.distance_to(node), node))
+                bisect.insort(self.heap, (self.node.distance_to(node), node))
 
     def remove(self, peers: Iterable[bytes]) -> None:
         """Forget ids."""
-        super().remove(peers)
-        self._ids.difference_update(peers)
+        gone = self._ids.intersection(peers)
+        if gone:
+            self._ids -= gone
+            self.heap = [entry for entry in self.heap if entry[1].id not in gone]
+
+    def window(self, without: set[bytes]) -> list[PeerNode]:
+        """The nearest, as many as the heap is for."""
+        hopeful = (node for _, node in self.heap if node.id not in without)
+        return list(islice(hopeful, self.maxsize))
 
 
 class Crawl(NodeSpiderCrawl):  # type: ignore[misc]  # kademlia has no types
-    """Finds the k live peers closest to a target."""
+    """Finds the k live peers closest to a target, on several paths that share no peer.
+
+    What a peer brings is followed on its own path only, so liars steer none but those that they
+    are on (Baumgart and Mies, S/Kademlia, 2007, §4.4). Each path goes on until the k nearest
+    that it knows have answered, to whichever path asked; the result is the nearest of all.
+    """
 
     def __init__(
         self,
@@ -86,12 +104,17 @@ class Crawl(NodeSpiderCrawl):  # type: ignore[misc]  # kademlia has no types
         ksize: int,
         alpha: int,
         slow_after: float,
+        paths: int = 1,
     ) -> None:
-        """A query unanswered for `slow_after` seconds frees its place among the alpha."""
-        known = list(peers)
+        """`alpha` queries are in progress at a time, all paths together; one that is unanswered
+        for `slow_after` seconds frees its place."""
+        known = sorted(peers, key=target.distance_to)
         super().__init__(protocol, target, [], ksize, alpha)
-        self.nearest = Nearest(target, ksize)
-        self.nearest.push(known)
+        self._paths = [Nearest(target, ksize) for _ in range(max(1, min(paths, len(known))))]
+        self.nearest = self._paths[0]
+        for number, node in enumerate(known):
+            self._paths[number % len(self._paths)].push([node])
+        self._on: dict[bytes, Nearest] = {}  # the path that each peer was asked on
         self._slow_after = slow_after
         self._dead: set[bytes] = set()
         self._slow: set[bytes] = set()
@@ -106,26 +129,24 @@ class Crawl(NodeSpiderCrawl):  # type: ignore[misc]  # kademlia has no types
         """The contact to ask now; None while alpha are asked or none is left to ask."""
         if len(self._asking) - len(self._slow) >= self.alpha:
             return None
-        for node in self._window():
-            if node.id not in self.nearest.contacted:
-                self.nearest.mark_contacted(node)
-                self._asking.add(node.id)
-                return node
+        for path in sorted(self._paths, key=_activity):
+            for node in path.window(self._slow):
+                if node.id not in self._on:
+                    self._on[node.id] = path
+                    self._asking.add(node.id)
+                    path.active += 1
+                    return node
         return None
 
     def answered(self, node: PeerNode, learned: Iterable[PeerNode]) -> None:
         """A query was answered with further contacts."""
         self._settle(node)
         self._answered.add(node.id)
-        fresh = [
-            other
-            for other in learned
-            if other.id not in self._dead and other.id not in self.nearest.contacted
-        ]
+        fresh = [other for other in learned if other.id not in self._dead]
         depth = self._depth.get(node.id, 1) + 1
         for other in fresh:
             self._depth.setdefault(other.id, depth)
-        self.nearest.push(fresh)
+        self._on[node.id].push(fresh)
 
     @property
     def rounds(self) -> int:
@@ -135,13 +156,14 @@ class Crawl(NodeSpiderCrawl):  # type: ignore[misc]  # kademlia has no types
     @property
     def queries(self) -> int:
         """Peers asked."""
-        return len(self.nearest.contacted)
+        return len(self._on)
 
     def failed(self, node: PeerNode) -> None:
         """A query was not answered: the peer is out of this look-up."""
         self._settle(node)
         self._dead.add(node.id)
-        self.nearest.remove([node.id])
+        for path in self._paths:
+            path.remove([node.id])
 
     def slow(self, node: PeerNode) -> None:
         """A query takes long: go on without waiting for it, but take its answer if it comes."""
@@ -152,22 +174,28 @@ class Crawl(NodeSpiderCrawl):  # type: ignore[misc]  # kademlia has no types
     @property
     def done(self) -> bool:
         """Whether the k closest of the live contacts have all answered, or none is left."""
-        window = self._window()
+        return all(map(self._is_done, self._paths))
+
+    def closest(self) -> list[PeerNode]:
+        """The closest peers that have answered, nearest first."""
+        answered = {
+            node.id: (distance, node)
+            for path in self._paths
+            for distance, node in path.heap
+            if node.id in self._answered
+        }
+        return [node for _, node in heapq.nsmallest(self.ksize, answered.values())]
+
+    def _is_done(self, path: Nearest) -> bool:
+        window = path.window(self._slow)
         if any(node.id not in self._answered for node in window):
             return False
         return len(window) == self.ksize or not self._asking
 
-    def closest(self) -> list[PeerNode]:
-        """The closest peers that have answered, nearest first."""
-        answered = (entry for entry in self.nearest.heap if entry[1].id in self._answered)
-        return [node for _, node in heapq.nsmallest(self.ksize, answered)]
-
-    def _window(self) -> list[PeerNode]:
-        hopeful = (entry for entry in self.nearest.heap if entry[1].id not in self._slow)
-        return [node for _, node in heapq.nsmallest(self.ksize, hopeful)]
-
     def _settle(self, node: PeerNode) -> None:
-        self._asking.discard(node.id)
+        if node.id in self._asking:
+            self._asking.discard(node.id)
+            self._on[node.id].active -= 1
         self._slow.discard(node.id)
         self._progress.set()
 
@@ -207,6 +235,10 @@ class Crawl(NodeSpiderCrawl):  # type: ignore[misc]  # kademlia has no types
         """What to do with an answer's records; a look-up for peers has no use for them."""
 
 
+def _activity(path: Nearest) -> int:
+    return path.active
+
+
 class RecordCrawl(Crawl):
     """Gathers the records under a key from the k live peers closest to it."""
 
@@ -221,9 +253,18 @@ class RecordCrawl(Crawl):
         ksize: int,
         alpha: int,
         slow_after: float,
+        paths: int = 1,
     ) -> None:
         """`collect(node, records)` is called with each answer's encoded records."""
-        super().__init__(protocol, target, peers, ksize=ksize, alpha=alpha, slow_after=slow_after)
+        super().__init__(
+            protocol,
+            target,
+            peers,
+            ksize=ksize,
+            alpha=alpha,
+            slow_after=slow_after,
+            paths=paths,
+        )
         self._kind = kind
         self._collected = collect
 

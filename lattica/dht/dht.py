@@ -357,7 +357,7 @@ class Dht:
         return await self._claims.claim(_checked(key))
 
     async def holder(self, key: bytes) -> PeerId | None:
-        """Who holds a key; None if nobody does, or too few of those who decide say so."""
+        """Who holds a key, as more than half of those who decide say; None if nobody does."""
         return await self._claims.holder(_checked(key))
 
     # ----------------------------------------------------------------------- upkeep

@@ -143,6 +143,7 @@ class Neighbours:
             ksize=self._config.k,
             alpha=self._config.alpha,
             slow_after=self._config.slow_query,
+            paths=self._config.paths,
         )
         return await self._run(crawl)
 
@@ -159,6 +160,7 @@ class Neighbours:
             ksize=self._config.k,
             alpha=self._config.alpha,
             slow_after=self._config.slow_query,
+            paths=self._config.paths,
         )
         return await self._run(crawl)
 

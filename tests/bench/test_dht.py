@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 
 from bench.dht import churn, cost, rows_of, select, simulate, writers
+from bench.dht_lies import steered
 
 
 def test_measures_are_chosen_by_their_names_and_beginnings() -> None:
@@ -22,6 +23,12 @@ def test_records_are_found_while_peers_come_and_go_lose_packets_and_lie() -> Non
     assert found.gets > 50
     assert found.recall >= 0.99
     assert found.closest >= 0.97
+
+
+def test_liars_that_steer_look_ups_hide_little() -> None:
+    found = simulate(partial(steered, 100, paths=2, share=0.1, lookups=15))
+    assert found.recall >= 0.9
+    assert 20 < found.queries < 60
 
 
 def test_look_ups_ask_those_who_are_close_and_not_everybody() -> None:

@@ -60,14 +60,23 @@ class Network:
             return None
         return Reply([self.nodes[n] for n in self.knows[number]], f"{kind}{number}".encode())
 
-    def crawl(self, start: list[int], *, k: int = 4, slow_after: float = 60.0) -> Crawl:
+    def crawl(
+        self,
+        start: list[int],
+        *,
+        k: int = 4,
+        slow_after: float = 60.0,
+        alpha: int = 3,
+        paths: int = 1,
+    ) -> Crawl:
         return Crawl(
             self,
             TARGET,
             [self.nodes[number] for number in start],
             ksize=k,
-            alpha=3,
+            alpha=alpha,
             slow_after=slow_after,
+            paths=paths,
         )
 
     def closest(self, k: int, without: set[int] = frozenset()) -> list[PeerNode]:  # type: ignore[assignment]
@@ -143,6 +152,29 @@ async def test_a_cancelled_look_up_still_tells_who_answered() -> None:
 
 async def test_a_look_up_from_nobody_finds_nobody() -> None:
     assert await Network({0: []}).crawl([]).find() == []
+
+
+async def test_a_liar_steers_no_path_but_its_own() -> None:
+    """It names those closest to the target, who know each other only: one path ends there."""
+    order = sorted(range(40), key=lambda n: TARGET.distance_to(PeerNode(peer_id(n))))
+    accomplices, honest = order[:4], order[4:]
+    knows = {n: honest[max(0, place - 3) : place + 3] for place, n in enumerate(honest)}
+    *_, liar, other = honest
+    knows |= dict.fromkeys((liar, *accomplices), accomplices)
+    for paths, reached in ((1, False), (2, True)):
+        network = Network(knows)
+        with anyio.fail_after(5):
+            found = await network.crawl([liar, other], alpha=1, paths=paths).find()
+        assert found == [network.nodes[number] for number in accomplices]
+        assert set(honest[:4]).issubset(network.asked) is reached
+
+
+async def test_paths_share_no_peer_and_find_what_one_path_does() -> None:
+    network = ring(100)
+    with anyio.fail_after(5):
+        found = await network.crawl([7, 8, 9, 10], paths=3).find()
+    assert found == network.closest(4)
+    assert len(network.asked) == len(set(network.asked)) < 60
 
 
 async def test_records_are_gathered_from_everybody_asked() -> None:
