@@ -243,6 +243,10 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting_bytes: int = 16 * MIB
     sync_batch: int = 1 * MIB  # envelopes in one message
     snapshot_every: int = 1024  # updates of a document, at least, between two snapshots on disk
+    presence_every: float = 10.0  # a peer says so often that it is still there
+    presence_timeout: float = 30.0  # and is forgotten when it has not for so long
+    presence_pace: float = 0.1  # between two messages about presence to one peer
+    max_presence: int = 4096  # what one peer may say of itself
     call_timeout: float = 10.0
     open_timeout: float = 2.0  # how long opening a document waits for linked peers
     max_fetch_parallel: int = 16

@@ -1,6 +1,7 @@
 """Replicated documents and content-addressed blocks."""
 
 from lattica.store.arrays import DocumentArray
+from lattica.store.awareness import Awareness
 from lattica.store.blocks import Blocks, FetchReport
 from lattica.store.changes import Change, Revision
 from lattica.store.counters import DocumentCounter
@@ -12,6 +13,7 @@ from lattica.store.texts import DocumentText
 from lattica.store.views import DocumentView
 
 __all__ = [
+    "Awareness",
     "BlockRef",
     "Blocks",
     "Change",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import anyio
@@ -58,13 +58,15 @@ class Conversation:
         *,
         every: float,
         counters: Counter[str],
+        opened: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`every`: seconds between exchanges."""
+        """`every`: seconds between exchanges; `opened`: the peer has a document open now."""
         self.peer = peer
         self._stub = stub
         self._copies = copies
         self._every = every
         self._counters = counters
+        self._opened = opened
         self._known: dict[str, dict[PeerId, Head]] = {}  # documents that the peer has open
         self._marks: dict[str, Marks] = {}
         self._told: Counter[str] = Counter()  # how often `learned` was called
@@ -82,6 +84,8 @@ class Conversation:
     def learned(self, document: str, heads: Heads, marks: Marks = ()) -> None:
         """The peer said that it has the document open, and how far."""
         self._told[document] += 1
+        if document not in self._known:
+            self._opened(document)
         self._marks[document] = marks
         self._known[document] = {head.author: head for head in heads}
         self.changed(document)

@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 from lattica.clock import Clock
+from lattica.errors import DocumentError
 from lattica.identity.keys import PeerId
+from lattica.store.awareness import Awareness
 from lattica.store.chain import Link
 from lattica.store.changes import Change, Revision, Watcher, changes, revisions
 from lattica.store.counters import total
@@ -48,6 +50,7 @@ class Document(Container):
         rule: Rule,
         compact: Callable[[], Any],
         archived: Callable[[], AsyncIterator[Sequence[Link]]],
+        awareness: Awareness | None = None,
     ) -> None:
         """Made by `Documents.open`."""
         self._replica = replica
@@ -58,6 +61,7 @@ class Document(Container):
         self._rule = rule
         self._compact = compact
         self._archived = archived
+        self._awareness = awareness
         self._in_transaction = False
         self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
 
@@ -65,6 +69,17 @@ class Document(Container):
     def name(self) -> str:
         """The document's name in its mesh."""
         return self._replica.name
+
+    @property
+    def awareness(self) -> Awareness:
+        """Who else has the document open, and what they say of themselves.
+
+        Raises:
+            DocumentError: this copy has no peers.
+        """
+        if self._awareness is None:
+            raise DocumentError(f"{self.name!r} is open here alone")
+        return self._awareness
 
     def view(self, name: str, kind: type[T]) -> DocumentView[T]:
         """The map `name`, whose values are of `kind`: a msgspec struct or another type of it."""

@@ -34,8 +34,10 @@ from lattica.store.messages import (
     Marks,
     Name,
     Notices,
+    Presences,
 )
 from lattica.store.open_copy import OpenCopy
+from lattica.store.presence_gossip import PresenceGossip, Present
 from lattica.store.service import DocumentsService
 
 log = logging.getLogger("lattica.store")
@@ -85,6 +87,10 @@ class Documents:
         self._opening = anyio.Lock()
         self._conversations: dict[PeerId, Conversation] = {}
         self._scopes: dict[PeerId, anyio.CancelScope] = {}
+        self._present: dict[str, Present] = {}
+        self._gossip = PresenceGossip(
+            identity.peer_id, self._present, self._config, self._clock, self.counters
+        )
         self._journal: Journal
         self._tasks: anyio.abc.TaskGroup
         if dht is not None:
@@ -102,6 +108,7 @@ class Documents:
         self._journal = Journal(self._database, retry_every=self._config.sync_every)
         self._tasks = await anyio.create_task_group().__aenter__()
         self._tasks.start_soon(self._journal.run)
+        self._tasks.start_soon(self._gossip.run)
         self._rpc.register(SERVICE, DocumentsService(self))
         self._unsubscribe = self._rpc.links.subscribe(self._link_changed)
         for link in self._rpc.links.current():
@@ -141,6 +148,7 @@ class Documents:
                 copy = self._copy(name)
                 await copy.load()
                 self._copies[name] = copy
+                self._present[name] = Present(copy.presence, copy.document.awareness)
                 if self._dht is not None:
                     self._tasks.start_soon(self._find_peers, self._dht, name)
         # A peer that lost its disk learns its own chain again before it writes.
@@ -217,6 +225,10 @@ class Documents:
             conversation.showed(name, copy.reached(envelopes))
         return is_whole
 
+    async def present(self, peer: PeerId, name: str, presences: Presences) -> None:
+        """See `service.Handler`."""
+        self._gossip.receive(peer, name, presences)
+
     # --------------------------------------------------------------------------- internals
 
     def _link_changed(self, link: PeerLink, is_up: bool) -> None:
@@ -225,6 +237,7 @@ class Documents:
             return  # one of two links at once; the other goes on
         if not is_up:
             self._conversations.pop(peer, None)
+            self._gossip.parted(peer)
             if (scope := self._scopes.pop(peer, None)) is not None:
                 scope.cancel()
         elif peer not in self._conversations:
@@ -237,14 +250,18 @@ class Documents:
                 self._copies,
                 every=self._config.sync_every,
                 counters=self.counters,
+                opened=functools.partial(self._gossip.opened, peer),
             )
+            self._gossip.linked(peer, stub)
             self._conversations[peer] = conversation
             self._scopes[peer] = scope = anyio.CancelScope()
             self._tasks.start_soon(self._talk, conversation, scope)
 
     async def _talk(self, conversation: Conversation, scope: anyio.CancelScope) -> None:
         with scope:
-            await conversation.run()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(conversation.run)
+                tasks.start_soon(self._gossip.send, conversation.peer)
 
     def _copy(self, name: str) -> OpenCopy:
         return OpenCopy(
@@ -258,6 +275,7 @@ class Documents:
             self.counters,
             changed=functools.partial(self._changed, name),
             synced=functools.partial(self.synced, name),
+            moved=functools.partial(self._gossip.changed, name),
         )
 
     def _changed(self, name: str) -> None:

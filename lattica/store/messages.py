@@ -14,11 +14,13 @@ from lattica.identity.signed import Signed
 SERVICE = "documents"
 DOMAIN = "doc-update"
 RULING = "doc-ruling"
+PRESENCE = "doc-presence"
 HASH_BYTES = 32
 MAX_AUTHORS = 4096
 MAX_BATCH = 4096  # envelopes in one message
 MAX_VOUCHED = 64  # envelopes that one signature may stand for
 MAX_NOTICES = 256  # in one message
+MAX_PRESENCES = 32  # in one message
 GENESIS = bytes(HASH_BYTES)  # what an author's first envelope follows
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_.:/-]{0,127}\Z")]
@@ -79,12 +81,23 @@ class Mark(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     granted: float  # until when a ruling lets it write, seconds since the Unix epoch; 0.0: none
 
 
+class Presence(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a peer says of itself while it has a document open: the payload of a `Signed`."""
+
+    mesh: PeerId
+    document: Name
+    sequence: Sequence  # a later one counts; the peer's clock in microseconds since the epoch
+    state: bytes  # a plain value in its canonical form; empty: it has nothing to say any more
+    membership: Membership  # what lets it read the document
+
+
 Heads = Annotated[tuple[Head, ...], msgspec.Meta(max_length=MAX_AUTHORS)]
 Envelopes = Annotated[tuple[Signed, ...], msgspec.Meta(max_length=MAX_BATCH)]
 
 
 Marks = Annotated[tuple[Mark, ...], msgspec.Meta(max_length=MAX_AUTHORS)]
 Notices = Annotated[tuple[Notice, ...], msgspec.Meta(max_length=MAX_NOTICES)]
+Presences = Annotated[tuple[Signed, ...], msgspec.Meta(max_length=MAX_PRESENCES)]
 
 
 class Exchange(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -17,6 +17,7 @@ from lattica.identity import grants, wire
 from lattica.identity.grants import Membership
 from lattica.identity.keys import Identity, PeerId
 from lattica.identity.signed import Signed
+from lattica.store.awareness import Awareness
 from lattica.store.chain import Link
 from lattica.store.database import Database, NoticeRow, Part, Row, SnapshotRow
 from lattica.store.document import Document
@@ -31,6 +32,7 @@ from lattica.store.messages import (
     envelope_hash,
 )
 from lattica.store.notices import Verdict, rule
+from lattica.store.presence import PresenceBook
 from lattica.store.reading import Incoming
 from lattica.store.replica import Refusal, Replica
 from lattica.store.sending import MAX_SHOWN, Batch, cut_batch, samples, wanted
@@ -60,8 +62,10 @@ class OpenCopy:
         *,
         changed: Callable[[], None],
         synced: Callable[[], Awaitable[None]],
+        moved: Callable[[], None],
     ) -> None:
-        """`counters` count refusals; `changed`: there may be something to push."""
+        """`counters` count refusals; `changed`: there may be something to push; `moved`: what
+        this peer says of itself is another."""
         self.name = name
         self._counters = counters
         self._identity = identity
@@ -74,6 +78,7 @@ class OpenCopy:
         self._compacting = False
         self._reading_again = anyio.Lock()
         self.replica = self._fresh()
+        self.presence = PresenceBook(name, identity, membership, config)
         self.document = Document(
             self.replica,
             clock,
@@ -83,6 +88,7 @@ class OpenCopy:
             rule=self.rule,
             compact=self.compact,
             archived=self._archived,
+            awareness=Awareness(self.presence, moved),
         )
 
     # ----------------------------------------------------------------------- from disk

@@ -7,7 +7,7 @@ from typing import Protocol
 from lattica.identity import grants
 from lattica.identity.keys import PeerId
 from lattica.rpc import caller, method
-from lattica.store.messages import Envelopes, Exchange, Heads, Marks, Name, Notices
+from lattica.store.messages import Envelopes, Exchange, Heads, Marks, Name, Notices, Presences
 
 
 class Handler(Protocol):
@@ -21,6 +21,10 @@ class Handler(Protocol):
 
     async def pushed(self, peer: PeerId, name: str, envelopes: Envelopes, notices: Notices) -> bool:
         """A peer sends what it believes to be new here."""
+        ...
+
+    async def present(self, peer: PeerId, name: str, presences: Presences) -> None:
+        """A peer passes on what it and others say of themselves."""
         ...
 
 
@@ -39,3 +43,8 @@ class DocumentsService:
     async def push(self, document: Name, envelopes: Envelopes, notices: Notices = ()) -> bool:
         """Take envelopes in; false if something is missing and an exchange is due."""
         return await self._handler.pushed(caller().peer, document, envelopes, notices)
+
+    @method(scope=grants.CALL)
+    async def present(self, document: Name, presences: Presences) -> None:
+        """Take in what peers that have the document open say of themselves."""
+        await self._handler.present(caller().peer, document, presences)

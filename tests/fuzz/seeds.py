@@ -22,7 +22,7 @@ from lattica.reach.plan import plan
 from lattica.rpc import messages as m
 from lattica.rpc.framing import frame
 from lattica.store.manifest import BlockRef, FileEntry, Manifest
-from lattica.store.messages import Exchange, Head, Update
+from lattica.store.messages import Exchange, Head, Presence, Update
 from lattica.store.values import encode_value
 from tests.fuzz.session import CONTROL, step
 from tests.fuzz.targets import BINDING, ENDING, ONE, OTHER, RELAYED
@@ -75,6 +75,7 @@ def seeds() -> dict[str, list[bytes]]:
         "store_value": [encode_value({"a": [1, 2.5, None, b"x", "y"], "b": True})],
         "store_manifest": [manifest.encode()],
         "store_exchange": _exchanges(grant),
+        "store_presence": [_presence()],
     }
 
 
@@ -190,6 +191,14 @@ def _updates() -> list[bytes]:
     root["b"] = encode_value("x")
     del root["b"]
     return updates
+
+
+def _presence() -> bytes:
+    step = grants.issue(
+        ONE, mesh=ONE.peer_id, subject=ONE.peer_id, scopes=grants.MEMBER, expires=2000.0
+    )
+    shown = grants.Membership(ONE.peer_id, (step,))
+    return wire.encode(Presence(ONE.peer_id, "notes", 10**9, encode_value({"at": 3}), shown))
 
 
 def _exchanges(envelope: Signed) -> list[bytes]:

@@ -17,7 +17,7 @@ from typing import Protocol, cast
 
 import msgspec
 
-from lattica.config import DhtConfig
+from lattica.config import DhtConfig, StoreConfig
 from lattica.dht.lease_book import LeaseBook, open_claim
 from lattica.dht.merge import Merge
 from lattica.dht.messages import CLAIM, clean_addresses
@@ -50,6 +50,7 @@ from lattica.rpc.framing import FrameReader
 from lattica.store import messages as store_messages
 from lattica.store.document import plain
 from lattica.store.manifest import Manifest, decode_manifest
+from lattica.store.presence import PresenceBook
 from lattica.store.state import State
 from lattica.store.update import read_update
 from lattica.store.values import decode_value, encode_value
@@ -346,6 +347,17 @@ def store_manifest(data: bytes) -> None:
         assert ".." not in file.path.split("/")
 
 
+def store_presence(data: bytes) -> None:
+    """What a peer says of itself, well signed by it, to another that has the document open."""
+    mesh = grants.Membership(ONE.peer_id)
+    book = PresenceBook("notes", OTHER, mesh, StoreConfig())
+    try:
+        book.receive(_signed_by_one(store_messages.PRESENCE, data), wall=1000.0, now=0.0)
+    except DocumentError:
+        pass
+    assert all(encode_value(value) for value in book.others().values())
+
+
 def store_exchange(data: bytes) -> None:
     """What replicas tell each other."""
     for kind in (store_messages.Exchange, store_messages.Update):
@@ -410,5 +422,6 @@ TARGETS: dict[str, Target] = {
         store_value,
         store_manifest,
         store_exchange,
+        store_presence,
     )
 }
