@@ -218,6 +218,8 @@ class DhtConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_sponsored: int = 1024  # records of others that one peer may hand over to this one,
     max_sponsored_bytes: int = 8 * MIB  # and that are kept of all who do so,
     max_sponsored_per_key: int = 64
+    rekeep_every: float = 120.0  # what its author no longer renews is given to who has come,
+    rekeep_bytes: int = 64 * KIB  # so much of it at a time
     max_transfer: int = 256 * KIB  # and so many bytes of them in one call
     watch_for: float = 30.0  # a question for changes is answered after so long, changed or not
     watches: int = 3  # peers that are asked to tell of changes under a key

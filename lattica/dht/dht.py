@@ -17,6 +17,7 @@ from msgspec.structs import astuple
 from lattica.clock import Clock, SystemClock
 from lattica.config import DhtConfig
 from lattica.dht.claiming import Claims, Holding
+from lattica.dht.handing_over import HandingOver
 from lattica.dht.keys import KEY_BYTES, node_id
 from lattica.dht.lease_keeper import LeaseKeeper
 from lattica.dht.merge import Merge
@@ -30,9 +31,7 @@ from lattica.dht.service import DhtService
 from lattica.dht.storage import Kept, Storage
 from lattica.dht.watching import Watchers
 from lattica.errors import DhtError, LatticaError, RecordError
-from lattica.identity import wire
 from lattica.identity.keys import Identity, PeerId
-from lattica.identity.signed import Signed
 from lattica.identity.tickets import Contact
 from lattica.rpc import Rpc
 
@@ -89,6 +88,14 @@ class Dht:
             self.neighbours.protocol,
             closest=self.neighbours.closest,
             serves=serve,
+            config=self._config,
+            clock=self._clock,
+        )
+        self._handing_over = HandingOver(
+            rpc.local,
+            self.storage,
+            self.table,
+            self.neighbours.protocol,
             config=self._config,
             clock=self._clock,
         )
@@ -241,31 +248,11 @@ class Dht:
         with anyio.move_on_after(self._config.query_timeout):
             self._said_where = None
             async with anyio.create_task_group() as goodbyes:
-                goodbyes.start_soon(self._hand_over)
+                if self._serve:
+                    goodbyes.start_soon(self._handing_over.all)
                 goodbyes.start_soon(self._claims.leave)
                 for key, kind in self._publisher.owned():
                     goodbyes.start_soon(self.remove, key, kind)
-
-    async def _hand_over(self) -> None:
-        """Those who come next to each key get its records: the others have their copies."""
-        if not self._serve:
-            return
-        now = self._clock.time()
-        parcels: dict[PeerId, list[Signed]] = {}
-        nodes: dict[PeerId, PeerNode] = {}
-        for kept in self.storage:
-            if kept.envelope.author == self.local or kept.record.expires <= now:
-                continue
-            place = int.from_bytes(kept.record.key, "big")
-            for node in self.table.closest(place, self._config.replicas)[-2:]:
-                nodes[node.peer] = node
-                parcels.setdefault(node.peer, []).append(kept.envelope)
-        async with anyio.create_task_group() as transfers:
-            for peer, envelopes in parcels.items():
-                for packed in packed_within(envelopes, self._config.max_transfer):
-                    transfers.start_soon(
-                        self.neighbours.protocol.call_hand_over, nodes[peer], packed
-                    )
 
     async def get(
         self, key: bytes, kind: str, type: type[T], *, live: bool = False
@@ -382,6 +369,8 @@ class Dht:
         # What was said while nobody was there to keep a copy is said again at once.
         await self.republish(only_due=not self._was_alone)
         await self.neighbours.refresh()
+        if self._serve:
+            await self._handing_over.orphans()
         self.neighbours.save()
         await self._save()
 
@@ -454,19 +443,6 @@ class Dht:
 
     def _where(self) -> tuple[str, ...]:
         return clean_addresses(self._addresses())
-
-
-def packed_within(envelopes: Sequence[Signed], size: int) -> list[bytes]:
-    """MessagePack of tuples of envelopes, none of which is larger than `size` bytes."""
-    parcels: list[list[Signed]] = [[]]
-    room = size
-    for envelope in envelopes:
-        room -= len(envelope.payload) + 256  # the envelope around the payload
-        if room < 0 and parcels[-1]:
-            parcels.append([])
-            room = size - len(envelope.payload) - 256
-        parcels[-1].append(envelope)
-    return [wire.encode(tuple(parcel)) for parcel in parcels if parcel]
 
 
 def _checked(key: bytes) -> bytes:

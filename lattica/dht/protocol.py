@@ -107,13 +107,13 @@ class DhtProtocol:
         node.strikes = 0
         return None
 
-    async def call_hand_over(self, node: PeerNode, records: bytes) -> int:
-        """Give a peer what others have said; how much it keeps."""
+    async def call_hand_over(self, node: PeerNode, records: bytes) -> int | None:
+        """Give a peer what others have said; how much it keeps, None if it does not answer."""
         try:
             return await self._stub(node).hand_over(Buffer(records), self._addresses())
         except LatticaError as error:
             self._unanswered(node, error)
-            return 0
+            return None
 
     async def call_watch(self, node: PeerNode, key: bytes, kind: str, known: bytes) -> bytes | None:
         """A digest of what is said under a key, once it is not `known`; None: it does not tell."""

@@ -110,6 +110,8 @@ class Publisher:
     def forget(self, key: bytes, kind: str) -> None:
         """Undo `own` where no other peer took the record."""
         self._owned.pop((key, kind), None)
+        if not any(owned_key == key for owned_key, _ in self._owned):
+            self._places.pop(key, None)
         self._storage.discard(key, kind, self._identity.peer_id)
 
     def owns(self, key: bytes, kind: str) -> bool:

@@ -19,6 +19,7 @@ class Kept(NamedTuple):
     envelope: Signed
     record: Record
     sponsor: PeerId | None = None  # who handed it over, if not its author
+    at: float = 0.0  # when it came, in seconds since the Unix epoch
 
 
 class _Author:
@@ -109,7 +110,7 @@ class Storage:
                 self._check_sponsor(sponsor, slots, len(envelope.payload), now)
         if old is not None:
             self._drop(record.key, slot)
-        self._keep(slot, Kept(envelope, record, sponsor), now)
+        self._keep(slot, Kept(envelope, record, sponsor, now), now)
         return record
 
     def get(self, key: bytes, kind: str, *, now: float) -> list[Kept]:

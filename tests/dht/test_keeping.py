@@ -11,7 +11,7 @@ from bench.dht_world import SimPeer, World
 from lattica.config import DhtConfig
 from lattica.dht.keys import dht_key
 from lattica.dht.record_file import NAME, RecordFile
-from lattica.errors import RecordError
+from lattica.errors import DhtError, RecordError
 from lattica.identity import wire
 from lattica.rpc.buffers import Buffer
 from lattica.virtual_loop import VirtualLoop
@@ -54,6 +54,59 @@ async def test_all_keepers_leave_and_nothing_is_lost() -> None:
         reader = next(iter(world.honest))
         (found,) = await reader.dht.get(key, "note", bytes)
         assert (found.author, found.value) == (author.id, b"kept")
+
+
+async def test_what_a_dead_author_said_outlives_all_who_first_kept_it() -> None:
+    """They die one by one, and peers that never met the author come."""
+    async with World(seed=20) as world:
+        author, *_ = [await world.start() for _ in range(24)]
+        await author.dht.put(KEY, "note", b"kept", ttl=1500.0)
+        first = keepers(world, KEY)
+        await world.kill(author)
+        for peer in first:
+            if peer is not author:
+                await anyio.sleep(170.0)
+                await world.kill(peer)
+                await world.start()
+        assert not keepers(world, KEY) & first
+        assert len(keepers(world, KEY)) >= world.config.replicas / 2
+        (found,) = await world.honest[0].dht.get(KEY, "note", bytes)
+        assert (found.author, found.value) == (author.id, b"kept")
+
+
+async def test_only_what_is_not_renewed_is_given_on_and_each_peer_gets_it_once() -> None:
+    async with World(seed=21) as world:
+        author, *_ = [await world.start() for _ in range(24)]
+        await author.dht.put(KEY, "note", b"kept")
+
+        def given() -> list[int]:
+            """To how many each keeper has given what the author said."""
+            return [
+                len(peers)
+                for keeper in world.honest
+                for envelope, peers in keeper.dht._handing_over._given.items()
+                if envelope.author == author.id and KEY in envelope.payload
+            ]
+
+        await anyio.sleep(400.0)
+        assert not given()
+        await world.kill(author)
+        await anyio.sleep(500.0)
+        assert 0 < sum(given()) <= world.config.replicas * (world.config.replicas + 2)
+        before = sum(peer.traffic.calls["hand_over"] for peer in world.honest)
+        assert before < 24 * 24  # other records of the author are orphans too, and as few
+        await anyio.sleep(300.0)
+        assert not given()  # its time is over
+
+
+async def test_a_record_that_nobody_took_is_forgotten_with_its_place() -> None:
+    async with World(seed=22) as world:
+        one, other = [await world.start() for _ in range(2)]
+        one.dht.register_kind("odd", bytes)  # which the other does not know
+        with pytest.raises(DhtError):
+            await one.dht.put(KEY, "odd", b"x")
+        assert KEY not in one.dht._publisher._places
+        assert other.dht.counters["refused:invalid"] == 1
 
 
 async def test_what_was_taken_back_does_not_come_again_by_a_hand_over() -> None:
