@@ -11,7 +11,7 @@ import anyio
 
 from lattica.errors import LatticaError
 from lattica.identity.keys import PeerId
-from lattica.store.messages import Envelopes, Head, Heads, Marks, Notices
+from lattica.store.messages import Envelopes, Head, Heads, Marks, Notices, Others
 from lattica.store.sending import Batch
 from lattica.store.service import DocumentsService
 
@@ -59,14 +59,20 @@ class Conversation:
         every: float,
         counters: Counter[str],
         opened: Callable[[str], None] = lambda _: None,
+        others: Callable[[str], Others] = lambda _: (),
     ) -> None:
-        """`every`: seconds between exchanges; `opened`: the peer has a document open now."""
+        """`every`: seconds between exchanges.
+
+        `opened(document)` is called when the peer has it open now; `others(document)` tells who
+        has it open besides.
+        """
         self.peer = peer
         self._stub = stub
         self._copies = copies
         self._every = every
         self._counters = counters
         self._opened = opened
+        self._others = others
         self._known: dict[str, dict[PeerId, Head]] = {}  # documents that the peer has open
         self._marks: dict[str, Marks] = {}
         self._told: Counter[str] = Counter()  # how often `learned` was called
@@ -183,7 +189,8 @@ class Conversation:
             if not batch.envelopes and not notices:
                 return
             self.showed(document, batch.heads)
-            if not await self._stub.push(document, batch.envelopes, notices):
+            also = self._others(document)
+            if not await self._stub.push(document, batch.envelopes, notices, also):
                 self._due.add(document)
                 return
 

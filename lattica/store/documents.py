@@ -27,6 +27,7 @@ from lattica.store.document import Document
 from lattica.store.journal import Journal
 from lattica.store.messages import (
     MAX_BATCH,
+    MAX_OTHERS,
     SERVICE,
     Envelopes,
     Exchange,
@@ -34,6 +35,7 @@ from lattica.store.messages import (
     Marks,
     Name,
     Notices,
+    Others,
     Presences,
 )
 from lattica.store.open_copy import OpenCopy
@@ -213,7 +215,9 @@ class Documents:
         envelopes = (proofs + batch.envelopes)[:MAX_BATCH]
         return Exchange(copy.heads(), envelopes, batch.is_complete, copy.marks(), notices)
 
-    async def pushed(self, peer: PeerId, name: str, envelopes: Envelopes, notices: Notices) -> bool:
+    async def pushed(
+        self, peer: PeerId, name: str, envelopes: Envelopes, notices: Notices, also: Others
+    ) -> bool:
         """See `service.Handler`."""
         copy = self._copies.get(name)
         if copy is None:
@@ -223,6 +227,12 @@ class Documents:
         if (conversation := self._conversations.get(peer)) is not None:
             # What came from there need not go back.
             conversation.showed(name, copy.reached(envelopes))
+        # Nor to those that its author sends it to itself. Only the author is believed: another
+        # could keep an update from peers that way, until the next exchange with them.
+        own = copy.reached([envelope for envelope in envelopes if envelope.author == peer])
+        for other in also if own else ():
+            if (conversation := self._conversations.get(other)) is not None:
+                conversation.showed(name, own)
         return is_whole
 
     async def present(self, peer: PeerId, name: str, presences: Presences) -> None:
@@ -251,6 +261,7 @@ class Documents:
                 every=self._config.sync_every,
                 counters=self.counters,
                 opened=functools.partial(self._gossip.opened, peer),
+                others=functools.partial(self._others, peer),
             )
             self._gossip.linked(peer, stub)
             self._conversations[peer] = conversation
@@ -277,6 +288,15 @@ class Documents:
             synced=functools.partial(self.synced, name),
             moved=functools.partial(self._gossip.changed, name),
         )
+
+    def _others(self, peer: PeerId, name: str) -> Others:
+        """Who else is sent what `peer` is sent of a document."""
+        having = [
+            conversation.peer
+            for conversation in self._conversations.values()
+            if conversation.peer != peer and conversation.has_open(name)
+        ]
+        return tuple(having[:MAX_OTHERS])
 
     def _changed(self, name: str) -> None:
         for conversation in self._conversations.values():

@@ -19,6 +19,7 @@ HASH_BYTES = 32
 MAX_AUTHORS = 4096
 MAX_BATCH = 4096  # envelopes in one message
 MAX_VOUCHED = 64  # envelopes that one signature may stand for
+MAX_OTHERS = 256  # peers named in one message
 MAX_NOTICES = 256  # in one message
 MAX_PRESENCES = 32  # in one message
 GENESIS = bytes(HASH_BYTES)  # what an author's first envelope follows
@@ -98,6 +99,8 @@ Envelopes = Annotated[tuple[Signed, ...], msgspec.Meta(max_length=MAX_BATCH)]
 Marks = Annotated[tuple[Mark, ...], msgspec.Meta(max_length=MAX_AUTHORS)]
 Notices = Annotated[tuple[Notice, ...], msgspec.Meta(max_length=MAX_NOTICES)]
 Presences = Annotated[tuple[Signed, ...], msgspec.Meta(max_length=MAX_PRESENCES)]
+
+Others = Annotated[tuple[PeerId, ...], msgspec.Meta(max_length=MAX_OTHERS)]
 
 
 class Exchange(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -244,7 +244,7 @@ class OpenCopy:
         if self.replica.is_stale:
             await self._read_again()
 
-    def reached(self, envelopes: Envelopes) -> Heads:
+    def reached(self, envelopes: Sequence[Signed]) -> Heads:
         """Heads that whoever sent `envelopes` is known to have."""
         links = [self.replica.find(envelope) for envelope in envelopes]
         return tuple(Head(k.envelope.author, k.sequence, k.hash) for k in links if k)

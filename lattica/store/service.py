@@ -7,7 +7,16 @@ from typing import Protocol
 from lattica.identity import grants
 from lattica.identity.keys import PeerId
 from lattica.rpc import caller, method
-from lattica.store.messages import Envelopes, Exchange, Heads, Marks, Name, Notices, Presences
+from lattica.store.messages import (
+    Envelopes,
+    Exchange,
+    Heads,
+    Marks,
+    Name,
+    Notices,
+    Others,
+    Presences,
+)
 
 
 class Handler(Protocol):
@@ -19,7 +28,9 @@ class Handler(Protocol):
         """A peer that has the document open tells its heads."""
         ...
 
-    async def pushed(self, peer: PeerId, name: str, envelopes: Envelopes, notices: Notices) -> bool:
+    async def pushed(
+        self, peer: PeerId, name: str, envelopes: Envelopes, notices: Notices, also: Others
+    ) -> bool:
         """A peer sends what it believes to be new here."""
         ...
 
@@ -40,9 +51,14 @@ class DocumentsService:
         return await self._handler.exchanged(caller().peer, document, heads, marks)
 
     @method(scope=grants.CALL)
-    async def push(self, document: Name, envelopes: Envelopes, notices: Notices = ()) -> bool:
-        """Take envelopes in; false if something is missing and an exchange is due."""
-        return await self._handler.pushed(caller().peer, document, envelopes, notices)
+    async def push(
+        self, document: Name, envelopes: Envelopes, notices: Notices = (), also: Others = ()
+    ) -> bool:
+        """Take envelopes in; false if something is missing and an exchange is due.
+
+        `also`: who else is sent them, and need not be told by this peer.
+        """
+        return await self._handler.pushed(caller().peer, document, envelopes, notices, also)
 
     @method(scope=grants.CALL)
     async def present(self, document: Name, presences: Presences) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ from lattica.config import StoreConfig
 from lattica.identity.keys import PeerId
 from lattica.store import Document, Documents
 from lattica.store.conversation import Conversation
-from lattica.store.messages import Envelopes, Exchange, Heads, Marks, Notices
+from lattica.store.messages import Envelopes, Exchange, Heads, Marks, Notices, Others
 from lattica.store.sending import Batch
 from lattica.store.service import DocumentsService
 from lattica.store.values import encode_value
@@ -120,7 +121,9 @@ class LateAnswer:
         self.conversation.learned(document, ())
         return None
 
-    async def push(self, document: str, envelopes: Envelopes, notices: Notices) -> bool:
+    async def push(
+        self, document: str, envelopes: Envelopes, notices: Notices, also: Others
+    ) -> bool:
         self.pushed.set()
         return True
 
@@ -168,3 +171,30 @@ async def test_a_peer_that_opened_while_it_answered_is_still_pushed_to():
             await stub.pushed.wait()
         assert conversation.has_open("roster")
         tasks.cancel_scope.cancel()
+
+
+async def test_what_its_author_sends_to_all_is_not_sent_round_again(tmp_path, monkeypatch):
+    pushed: list[int] = []
+    async with mesh(tmp_path, 4) as (_, peers):
+        for one, other in itertools.combinations(range(1, 5), 2):
+            await link(peers[one - 1], other)
+        copies = [await documents.open("roster") for documents in peers]
+        for copy in copies:
+            await copy.synced()
+        for documents in peers:
+            monkeypatch.setattr(documents, "pushed", counted(documents.pushed, pushed))
+        for number in range(5):
+            copies[0].map("m")["k"] = number
+            await until_all_in(copies, number + 1)
+            for copy in copies:
+                await copy.flush()
+        await copies[1].synced()
+        assert sum(pushed) == 5 * 3
+
+
+def counted(push, pushed):
+    async def pushing(peer, name, envelopes, notices, also):
+        pushed.append(len(envelopes))
+        return await push(peer, name, envelopes, notices, also)
+
+    return pushing
