@@ -290,7 +290,17 @@ class Replica:
         except DocumentError as error:
             raise self._stuck(chain, RefusedError("malformed", str(error))) from None
         taken.links.append(self._append(chain, incoming))
+        if chain.waiting:
+            self._compare_waiting(chain, incoming)
         return True
+
+    def _compare_waiting(self, chain: Chain, accepted: Incoming) -> None:
+        """What waits for the place that was just taken is the same, or a fork."""
+        sequence = accepted.update.sequence
+        other = chain.waiting.get(sequence)
+        self._forget_waiting(chain, sequence)
+        if other is not None and other.hash != accepted.hash:
+            self._fork(chain, chain.at(sequence), other)
 
     def _wait(self, chain: Chain, incoming: Incoming) -> None:
         """Keep an envelope until what it follows is here, within bounds."""

@@ -67,6 +67,28 @@ def test_a_fork_is_refused_and_its_proof_kept():
     assert len(two.notices.forks()) == 1, "one proof is enough"
 
 
+def test_a_branch_that_waits_is_compared_when_another_takes_its_place():
+    one, twin, two, three = replica(1), replica(1), replica(2), replica(3)
+    receive(twin, write(three, "k", ONE))
+    waits = write(twin, "k", TWO)  # in the place of what the other has not heard of
+    assert receive(two, waits) is None
+    receive(two, write(one, "l", ONE))
+    assert len(two.notices.forks()) == 1
+    sync(two, three)
+    assert read(two) == read(three) == {"k": ONE}
+
+
+def test_what_waited_takes_no_room_once_it_has_come_again():
+    one, two, three = replica(1), replica(2), replica(3)
+    first = write(three, "k", ONE)
+    receive(one, first)
+    waits = write(one, "k", TWO)
+    assert receive(two, waits) is None
+    two.receive([first, waits])
+    assert read(two) == {"k": TWO}
+    assert (two._waiting, two._waiting_size) == (0, 0)
+
+
 def test_peers_that_hold_different_branches_come_to_hold_the_same():
     one, twin, two, three = replica(1), replica(1), replica(2), replica(3)
     first = write(one, "a", ONE)
