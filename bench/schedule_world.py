@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+from bench.schedule_disk import MANY, Disk
 from lattica.clock import ManualClock
 from lattica.config import StoreConfig
 from lattica.identity import grants
@@ -16,11 +17,12 @@ from lattica.identity.keys import Identity, PeerId
 from lattica.identity.signed import Signed
 from lattica.store.chain import Link
 from lattica.store.document import Document
-from lattica.store.replica import Replica
+from lattica.store.messages import envelope_hash
+from lattica.store.replica import Replica, Taken
 
 NOW = 1_000_000.0
 NAME = "schedule"
-MANY = 10**9
+TWIN = 500  # number of the identity that forks
 AUTHORITY = Identity(b"authority".ljust(32, b"-"))
 
 
@@ -34,6 +36,7 @@ class Outcome(NamedTuple):
     refused_honest: int  # refusals of what no rule was broken for
     writes: int
     forged: int
+    forks: int  # authors that were found to have forked
     actions: Counter[str]
 
     @property
@@ -62,7 +65,10 @@ class World:
 
     def __init__(self, rng: random.Random, count: int) -> None:
         self.rng = rng
-        self.documents = [self._make(number) for number in range(1, count + 1)]
+        self.documents = [self._make(number, self._wrote) for number in range(1, count + 1)]
+        self.disks = [Disk() for _ in self.documents]
+        # Two copies of one key, which know nothing of each other: what they write forks.
+        self.twins = [self._make(TWIN, lambda _: None) for _ in range(2)]
         self.islands = [0] * count
         self.flying: list[Flight] = []
         self.sent: list[Signed] = []  # acknowledged writes
@@ -75,7 +81,7 @@ class World:
 
     # ------------------------------------------------------------------------- the actors
 
-    def _make(self, number: int) -> Document:
+    def _make(self, number: int, wrote: Callable[[Link], None]) -> Document:
         async def nothing() -> None: ...
 
         async def no_ruling(subject: PeerId, *, until: float | None) -> None: ...
@@ -89,7 +95,7 @@ class World:
         return Document(
             Replica(NAME, member, membership(member), StoreConfig()),
             ManualClock(NOW),
-            wrote=self._wrote,
+            wrote=wrote,
             flush=nothing,
             synced=nothing,
             rule=no_ruling,
@@ -105,6 +111,7 @@ class World:
             for index, each in enumerate(self.documents)
             if replica_of(each)._identity.peer_id == envelope.author
         )
+        self.disks[source].links.append(link)
         self.flying += [
             Flight(source, target, envelope)
             for target in range(len(self.documents))
@@ -123,15 +130,36 @@ class World:
 
     def _receive(self, target: Document, envelopes: Iterable[Signed]) -> None:
         lies = [forgery.envelope for forgery in self.forgeries]
-        for refusal in replica_of(target).receive(envelopes).refusals:
+        for refusal in self._take(target, envelopes).refusals:
             # What waited for these may be a lie, which is found out only now.
-            self.refused_honest += refusal.envelope not in lies
+            self.refused_honest += refusal.envelope not in lies and not is_twins(refusal.envelope)
+
+    def _take(self, target: Document, envelopes: Iterable[Signed]) -> Taken:
+        replica, disk = replica_of(target), self.disk_of(target)
+        taken = replica.receive(envelopes)
+        disk.take(replica, taken)
+        if replica.is_stale:
+            self.restart(target)
+        return taken
+
+    def restart(self, target: Document) -> None:
+        """Come back from what is on disk."""
+        old, disk = replica_of(target), self.disk_of(target)
+        member = old._identity
+        fresh = Replica(NAME, member, membership(member), StoreConfig())
+        disk.load(fresh, old, chunk=self.rng.randint(1, 50))
+        fresh.counters.update(old.counters)
+        target.turn_to(fresh)
+
+    def disk_of(self, target: Document) -> Disk:
+        """Where a document is kept."""
+        return self.disks[self.documents.index(target)]
 
     def lie(self, target: Document, forgery: Forgery) -> None:
         """Bring an envelope that must be refused, or must wait for what it rests on."""
         replica = replica_of(target)
         before = replica.state.digest(), sum(refusals(replica).values())
-        taken = replica.receive([forgery.envelope])
+        taken = self._take(target, [forgery.envelope])
         if taken.refusals:
             counted = sum(refusals(replica).values()) > before[1]
             self.believed += not counted or replica.state.digest() != before[0]
@@ -141,10 +169,33 @@ class World:
 
     def sync(self, one: Document, other: Document) -> None:
         """A whole exchange, both ways."""
-        for giver, taker in ((one, other), (other, one)):
-            batch = replica_of(giver).missing(replica_of(taker).heads(), limit=MANY)
-            assert batch is not None
-            self._receive(taker, batch.envelopes)
+        before = None
+        while (now := [known(replica_of(each)) for each in (one, other)]) != before:
+            before = now
+            for giver, taker in ((one, other), (other, one)):
+                self._give(giver, taker)
+
+    def _give(self, giver: Document, taker: Document) -> None:
+        source, disk = replica_of(giver), self.disk_of(giver)
+        target = replica_of(taker)
+        self.disk_of(taker).judge(target.learn(source.lacking(target.notices.marks())))
+        if target.is_stale:
+            self.restart(taker)
+        heads = replica_of(taker).heads()
+        self._receive(taker, disk.shown(source, heads))
+        self._receive(taker, disk.missing(source, replica_of(taker).heads()).envelopes)
+
+    def hear(self, target: Document, twin: Document) -> None:
+        """A replica takes what one of the twins tells it."""
+        batch = replica_of(twin).missing(replica_of(target).heads(), limit=MANY)
+        assert batch is not None
+        self._receive(target, batch.envelopes)
+
+    def tell(self, twin: Document, source: Document) -> None:
+        """One of the twins takes what a replica has, of others: it must not learn of the other."""
+        batch = self.disk_of(source).missing(replica_of(source), replica_of(twin).heads())
+        others = [envelope for envelope in batch.envelopes if not is_twins(envelope)]
+        replica_of(twin).receive(others)
 
     # ------------------------------------------------------------------------------ ends
 
@@ -170,12 +221,13 @@ class World:
             self.refused_honest,
             len(self.sent),
             len(self.forgeries),
+            len(replica_of(self.documents[0]).notices.forks()),
             self.actions,
         )
 
     def _lost(self, document: Document) -> int:
-        replica = replica_of(document)
-        missing = sum(replica.find(envelope) is None for envelope in self.sent)
+        disk = self.disk_of(document)
+        missing = sum(not disk.has(envelope_hash(envelope)) for envelope in self.sent)
         counts = {
             root.name: document.counter(root.name).value
             for root in document.state.roots()
@@ -183,13 +235,15 @@ class World:
         }
         missing += sum(counts.get(name, 0) != value for name, value in self.counted.items())
         held = Counter(item for name in "ab" for item in document.array(name))
-        missing += sum(held[item] != count for item, count in self.items.items())
+        if not self.actions["twin_speaks"]:
+            # What was put beside an entry that counts no more is gone with it.
+            missing += sum(held[item] != count for item, count in self.items.items())
         missing += sum("\ufffd" in str(document.text(name)) for name in "tu")
         return missing
 
     def _accepted_forgeries(self, document: Document) -> int:
-        found = (replica_of(document).find(forgery.envelope) for forgery in self.forgeries)
-        return sum(link is not None for link in found)
+        disk = self.disk_of(document)
+        return sum(disk.has(envelope_hash(forgery.envelope)) for forgery in self.forgeries)
 
 
 def identity(number: int) -> Identity:
@@ -212,6 +266,16 @@ def membership(member: Identity, *scopes: str, expires: float = NOW + 3600) -> M
 def replica_of(document: Document) -> Replica:
     """What is behind a document."""
     return document._replica
+
+
+def is_twins(envelope: Signed) -> bool:
+    """Whether the author is the one that forks."""
+    return envelope.author == identity(TWIN).peer_id
+
+
+def known(replica: Replica) -> tuple[Any, ...]:
+    """What another peer is told of it first."""
+    return replica.heads(), replica.notices.marks()
 
 
 def refusals(replica: Replica) -> dict[str, int]:
