@@ -258,6 +258,7 @@ class Peer:
                 self.home.store / "documents",
                 config.store,
                 self.clock,
+                authority=self._authority,
             )
         )
         self.blocks = await stack.enter_async_context(

@@ -55,6 +55,8 @@ class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     manifest: str = ""  # for some operations on blocks
     document: str = ""  # for some on documents: its name,
     digest: str = ""  # and what its content was
+    author: str = ""  # and whom to let write it, or no more: an id, its start, or a name
+    days: float = 0.0  # and for how long
     path: str = ""  # absolute
     quota: int = -1  # bytes; negative: none
 

@@ -134,7 +134,7 @@ class Responder:
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
         self._probing = Probing(peer)
-        self._documents = DocumentWork(peer.documents, self._names)
+        self._documents = DocumentWork(peer.documents, self._names, peer.clock)
         self._started = time.monotonic()
 
     async def __call__(self, question: control.Ask) -> control.Report:
@@ -162,7 +162,7 @@ class Responder:
             LatticaError: see `BlockWork` and `DocumentWork`.
         """
         if question.what == "documents":
-            return await self._documents(question.op, question.document, question.digest)
+            return await self._documents(question)
         quota = None if question.quota < 0 else question.quota
         return await BlockWork(self._peer.blocks)(
             question.op, question.manifest, question.path, quota, tell

@@ -15,19 +15,25 @@ from lattica.errors import ControlError
 
 
 def register_docs(parser: argparse.ArgumentParser) -> None:
-    """`lattica docs ls|show|watch|verify`."""
-    parser.set_defaults(run=_docs, document="")
+    """`lattica docs ls|show|watch|verify|grant|revoke`."""
+    parser.set_defaults(run=_docs, document="", author="", days=0.0)
     ops = parser.add_subparsers(dest="op", metavar="OPERATION", required=True)
     for op, text, has_name in (
         ("ls", "those of which something is here", False),
         ("show", "what one says now", True),
         ("watch", "what one says, now and whenever it changes; Ctrl-C stops it", True),
         ("verify", "read it from disk and check every signature and chain", True),
+        ("grant", "let a member write it; where the mesh was founded", True),
+        ("revoke", "let a peer write it no more, for good; where the mesh was founded", True),
     ):
         made = ops.add_parser(op, help=text, description=text)
         add_home(made)
         if has_name:
             made.add_argument("document", metavar="NAME")
+        if op in ("grant", "revoke"):
+            made.add_argument("author", metavar="PEER", help="an id, its start, or a name")
+        if op == "grant":
+            made.add_argument("--days", type=float, default=30.0, help="for so long (30)")
 
 
 async def _docs(args: argparse.Namespace) -> None:
@@ -49,7 +55,14 @@ async def _docs(args: argparse.Namespace) -> None:
 
 
 async def _ask(args: argparse.Namespace, op: str, digest: str = "") -> DocumentsReport:
-    question = control.Ask("documents", op=op, document=args.document, digest=digest)
+    question = control.Ask(
+        "documents",
+        op=op,
+        document=args.document,
+        digest=digest,
+        author=args.author,
+        days=args.days,
+    )
     home = home_of(args).directory
     report: DocumentsReport = await control.ask_long(
         home, question, DocumentsReport, lambda _done, _total: None

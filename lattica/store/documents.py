@@ -75,8 +75,13 @@ class Documents:
         directory: Path,
         config: StoreConfig | None = None,
         clock: Clock | None = None,
+        *,
+        authority: Identity | None = None,
     ) -> None:
-        """Kept in `directory`; without a `dht` only linked peers are talked to."""
+        """Kept in `directory`; without a `dht` only linked peers are talked to.
+
+        `authority`: the mesh's own key, where it is held; it grants and revokes.
+        """
         self.counters: Counter[str] = Counter()
         self._rpc = rpc
         self._dht = dht
@@ -85,6 +90,7 @@ class Documents:
         self._directory = directory
         self._config = config or StoreConfig()
         self._clock = clock or SystemClock()
+        self._authority = authority
         self._copies: dict[str, OpenCopy] = {}
         self._opening = anyio.Lock()
         self._conversations: dict[PeerId, Conversation] = {}
@@ -284,6 +290,7 @@ class Documents:
             self._database,
             self._journal,
             self.counters,
+            self._authority,
             changed=functools.partial(self._changed, name),
             synced=functools.partial(self.synced, name),
             moved=functools.partial(self._gossip.changed, name),

@@ -59,6 +59,7 @@ class OpenCopy:
         database: Database,
         journal: Journal,
         counters: Counter[str],
+        authority: Identity | None,
         *,
         changed: Callable[[], None],
         synced: Callable[[], Awaitable[None]],
@@ -68,6 +69,7 @@ class OpenCopy:
         this peer says of itself is another."""
         self.name = name
         self._counters = counters
+        self._authority = authority
         self._identity = identity
         self._membership = membership
         self._config = config
@@ -309,23 +311,26 @@ class OpenCopy:
             GrantError: this peer is not the mesh's authority.
             StoreError: the disk does not take it.
         """
-        if self._identity.peer_id != self.replica.mesh:
-            raise GrantError("only the mesh's authority may grant and revoke; ask for it there")
+        authority = self._authority
+        if authority is None:
+            raise GrantError(
+                "only the mesh's authority may grant and revoke; do it where the mesh was founded"
+            )
         if until is None:
             chain = self.replica.chains.get(subject)
             notice = rule(
-                self._identity, self.name, subject, upto=chain.head if chain is not None else 0
+                authority, self.name, subject, upto=chain.head if chain is not None else 0
             )
         else:
             grant = grants.issue(
-                self._identity,
+                authority,
                 mesh=self.replica.mesh,
                 subject=subject,
                 scopes=(grants.WRITE + self.name,),
                 expires=until,
             )
             given = Membership(self.replica.mesh, (grant,))
-            notice = rule(self._identity, self.name, subject, membership=given)
+            notice = rule(authority, self.name, subject, membership=given)
         self.replica.notices.require(notice)
         await self.learn([notice])
         await self._journal.flush()

@@ -15,6 +15,7 @@ from anyio import to_thread
 
 from lattica.cli.docs import _show
 from lattica.cli.reports import DocumentReport
+from lattica.errors import GrantError
 from lattica.peer import Peer, PeerOptions
 from tests.cli.daemons import Daemon, lattica, running
 
@@ -123,3 +124,28 @@ def test_show_prints_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
         ["likes", "3"],
     ):
         assert line in lines
+
+
+async def test_the_machine_that_founded_the_mesh_revokes_a_writer_and_its_peer_is_told(
+    tmp_path: Path,
+) -> None:
+    with running(tmp_path) as daemons:
+        alpha = daemons.start("alpha", "up")
+        async with Peer.open(writer(tmp_path, alpha)) as peer:
+            document = await peer.document("shopping")
+            document.map("list")["milk"] = 2
+            await document.flush()
+            await docs(alpha.home, "show", "shopping")
+            nobody = await to_thread.run_sync(
+                partial(lattica, "docs", "revoke", "shopping", "nobody", home=alpha.home)
+            )
+            assert nobody.returncode != 0
+            assert "lattica peers" in nobody.stderr
+            await docs(alpha.home, "revoke", "shopping", "writer")
+            await document.synced()
+            with pytest.raises(GrantError, match="revoked"):
+                document.map("list")["milk"] = 3
+            with pytest.raises(GrantError, match="founded"):
+                await document.revoke(peer.identity.peer_id)
+            (shown,) = await docs(alpha.home, "show", "shopping")
+            assert shown["content"] == {"list": {"milk": 2}}

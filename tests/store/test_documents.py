@@ -47,10 +47,10 @@ async def peer(
     *scopes: str,
     config: StoreConfig = SLOW,
     with_dht: bool = False,
-    key: Identity | None = None,
+    authority_key: Identity | None = None,
 ) -> AsyncIterator[Documents]:
     clock = ManualClock(NOW)
-    key = key or identity(number)
+    key = identity(number)
     shown = membership(key, *scopes)
     links = MemoryLinks(network, key, shown, clock=clock)
     async with contextlib.AsyncExitStack() as stack:
@@ -61,7 +61,9 @@ async def peer(
                 Dht(rpc, key, clock=clock, addresses=lambda: (f"memory:{number}",))
             )
         documents = await stack.enter_async_context(
-            Documents(rpc, dht, key, shown, home(base, number), config, clock)
+            Documents(
+                rpc, dht, key, shown, home(base, number), config, clock, authority=authority_key
+            )
         )
         if dht is not None and number > 1:
             await dht.bootstrap([Contact(id_of(1), ("memory:1",))])

@@ -145,10 +145,10 @@ async def test_the_authority_revokes_and_every_peer_cuts(tmp_path):
     async with (
         peer(network, 1, tmp_path, config=SMALL) as one,
         peer(network, 2, tmp_path, config=SMALL) as two,
-        peer(network, 0, tmp_path, config=SMALL, key=authority) as ruler,
+        peer(network, 3, tmp_path, config=SMALL, authority_key=authority) as ruler,
     ):
         for documents in (one, two):
-            await documents._rpc.links.connect(authority.peer_id)
+            await documents._rpc.links.connect(id_of(3))
         here, there, throne = [await d.open("roster") for d in (one, two, ruler)]
         here.map("m")["k"] = 1
         await until_equal(here, there, throne)
@@ -170,9 +170,9 @@ async def test_the_authority_lets_a_reader_write(tmp_path):
     network = MemoryNetwork()
     async with (
         peer(network, 1, tmp_path, grants.CALL, config=SLOW) as one,
-        peer(network, 0, tmp_path, config=SLOW, key=authority) as ruler,
+        peer(network, 3, tmp_path, config=SLOW, authority_key=authority) as ruler,
     ):
-        await one._rpc.links.connect(authority.peer_id)
+        await one._rpc.links.connect(id_of(3))
         here, throne = await one.open("roster"), await ruler.open("roster")
         await throne.grant(id_of(1), until=NOW + HOUR)
         await here.synced()
