@@ -256,7 +256,7 @@ class OpenCopy:
         found = []
         for head in theirs:
             chain = self.replica.chains.get(head.author)
-            if chain is not None and head.sequence < chain.base:
+            if chain is not None and head.sequence <= chain.base:
                 ours = (await self._at(head.author, [head.sequence])).get(head.sequence)
                 if ours is not None and envelope_hash(ours) != head.hash:
                     found.append((head, ours))

@@ -126,6 +126,29 @@ async def test_a_fork_in_what_is_on_disk_only_is_cut_there(tmp_path):
         assert (await one.verify("roster")).forks == 1
 
 
+async def test_peers_whose_snapshots_end_in_different_branches_find_out(tmp_path):
+    """Neither has in memory what it could show, and both are at the number of the other."""
+    async with mesh(tmp_path, 2, config=SMALL) as (network, (one, two)):
+        documents = [await each.open("roster") for each in (one, two)]
+        liar = MemoryLinks(network, identity(9), membership(identity(9)), clock=ManualClock(NOW))
+        async with Rpc(liar) as rpc:
+            honest, twin = replica(9), replica(9)
+            twin.receive([write(honest, "k", encode_value(0))])
+            for number, branch in ((1, honest), (2, twin)):
+                write(branch, "k", encode_value(number))
+                batch = branch.missing((), limit=10**9)
+                assert batch is not None
+                stub = rpc.client(id_of(number), DocumentsService, SERVICE)
+                await stub.push("roster", batch.envelopes, ())
+        for document in documents:
+            assert document.heads() == {id_of(9): 2}
+            await document.compact()
+        await link(one, 2)
+        await until_equal(*documents)
+        assert [document.heads() for document in documents] == [{id_of(9): 1}] * 2
+        assert documents[0].to_dict() == {"m": {"k": 0}}
+
+
 async def test_a_damaged_snapshot_costs_time_and_nothing_else(tmp_path):
     async with mesh(tmp_path, 1, config=SMALL) as (_, (one,)):
         await write_many(one, 20)
