@@ -131,8 +131,10 @@ class World:
     def _receive(self, target: Document, envelopes: Iterable[Signed]) -> None:
         lies = [forgery.envelope for forgery in self.forgeries]
         for refusal in self._take(target, envelopes).refusals:
-            # What waited for these may be a lie, which is found out only now.
-            self.refused_honest += refusal.envelope not in lies and not is_twins(refusal.envelope)
+            # What waited for these may be a lie, which is found out only now; and what rests on
+            # one branch of a fork does not fit where another is known, until both are.
+            forks = self.actions["twin_speaks"] > 0
+            self.refused_honest += refusal.envelope not in lies and not forks
 
     def _take(self, target: Document, envelopes: Iterable[Signed]) -> Taken:
         replica, disk = replica_of(target), self.disk_of(target)

@@ -140,8 +140,9 @@ class State:
 
     def take_written(self) -> bytes | None:
         """The update of the last local transaction, if it changed anything."""
-        written, self._written = self._written, []
-        return written[0] if written else None
+        body = self._written[0] if self._written else None
+        self._written.clear()
+        return body
 
     def wrote(self, facts: UpdateFacts) -> None:
         """The last local transaction is kept.
@@ -234,7 +235,10 @@ class State:
 
     def _fresh(self) -> pycrdt.Doc[Any]:
         doc: pycrdt.Doc[Any] = pycrdt.Doc(client_id=self.client)
-        doc.observe(lambda event: self._written.append(event.update))
+        # Not `self`: Python's collector does not see through pycrdt, and the two would stay for
+        # ever once nobody uses them.
+        written = self._written
+        doc.observe(lambda event: written.append(event.update))
         return doc
 
 

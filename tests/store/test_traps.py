@@ -6,8 +6,10 @@ whose first half fails tells that pycrdt has changed: the guard may then be need
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pycrdt
 import pytest
@@ -15,7 +17,7 @@ import pytest
 from lattica.store.refusals import RefusedError
 from lattica.store.state import client_id
 from lattica.store.values import encode_value
-from tests.store.mesh import document, identity, meet, membership, receive, replica, seal
+from tests.store.mesh import document, identity, meet, membership, receive, replica, seal, write
 from tests.store.raw import FOUNDATION, ONE, entry, update
 
 
@@ -249,3 +251,13 @@ def test_what_is_put_between_strangers_lands_in_different_places():
     with pytest.raises(RefusedError, match="an end that was none"):
         receive(target, seal(3, lie, shown=membership(identity(3))))
     receive(target, seal(2, other, shown=membership(identity(2))))
+
+
+def test_a_document_that_is_dropped_is_freed():
+    """Python's collector cannot see a cycle that goes through pycrdt's observers."""
+    one = replica(1)
+    write(one, "k", encode_value(1))
+    state = weakref.ref(one.state)
+    del one
+    gc.collect()
+    assert state() is None
