@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS snapshots (
     snapshot BLOB NOT NULL
 );
 """
+MAX_READ = 4096  # envelopes read at a time
 _FEW = 500  # values in one statement; SQLite's own limit is higher
 
 T = TypeVar("T")
@@ -154,15 +155,17 @@ class Database:
         def read() -> tuple[list[Row], bool]:
             late: list[tuple[int, bytes, int]] = []
             for part in parts:
+                # Of one author, numbers rise as ids do: more than these do not fit anyway.
                 late += self._connection.execute(
                     "SELECT id, author, sequence FROM envelopes"
-                    " WHERE document = ? AND author = ? AND sequence > ? AND sequence <= ?",
-                    (document, *part),
+                    " WHERE document = ? AND author = ? AND sequence > ? AND sequence <= ?"
+                    " ORDER BY sequence LIMIT ?",
+                    (document, *part, MAX_READ + 1),
                 )
             found: list[Row] = []
             size = 0
             for row, author, number in sorted(late):
-                if size >= limit:
+                if size >= limit or len(found) >= MAX_READ:
                     return found, False
                 (data,) = self._connection.execute(
                     "SELECT envelope FROM envelopes WHERE id = ?", (row,)
@@ -173,23 +176,25 @@ class Database:
 
         return self._read(read)
 
-    def at(self, document: str, author: bytes, sequences: Iterable[int]) -> dict[int, bytes]:
-        """An author's envelopes with these numbers, as far as they are here.
+    def at(
+        self, document: str, places: Iterable[tuple[bytes, int]]
+    ) -> dict[tuple[bytes, int], bytes]:
+        """The envelopes with these authors and numbers, as far as they are here.
 
         Raises:
             StoreError: the file cannot be read.
         """
 
-        def read() -> dict[int, bytes]:
+        def read() -> dict[tuple[bytes, int], bytes]:
             found = {}
-            for sequence in sequences:
+            for author, sequence in places:
                 row = self._connection.execute(
                     "SELECT envelope FROM envelopes"
                     " WHERE document = ? AND author = ? AND sequence = ?",
                     (document, author, sequence),
                 ).fetchone()
                 if row is not None:
-                    found[sequence] = bytes(row[0])
+                    found[author, sequence] = bytes(row[0])
             return found
 
         return self._read(read)

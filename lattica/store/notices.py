@@ -168,7 +168,7 @@ class Notices:
         not_after = other.sequence == one.sequence + 1 and other.previous != hashes[0]
         if not (same_place or not_after):
             raise RefusedError("malformed", "these envelopes do not contradict each other")
-        return Verdict(author, one.sequence - 1, None, notice)
+        return Verdict(author, coarse(one.sequence - 1), None, notice)
 
     def _first(self, segment: tuple[Signed, ...], author: PeerId) -> Update:
         """The first update of a stretch whose last signature stands for all of it."""
@@ -198,6 +198,16 @@ class Notices:
         except GrantError as error:
             raise RefusedError("unauthorised", str(error)) from None
         raise RefusedError("unauthorised", f"{author.short} never held a grant {scope!r}")
+
+
+def coarse(upto: int) -> int:
+    """`upto` with all but its four leading binary digits zero.
+
+    Whoever has forked can show ever earlier forks, and each cut makes all peers read the
+    document anew. So cuts of one author fall on few places: eight for each doubling.
+    """
+    shift = max(0, upto.bit_length() - 4)
+    return upto >> shift << shift
 
 
 def rule(

@@ -23,6 +23,7 @@ from lattica.store.database import Database, NoticeRow, Part, Row, SnapshotRow
 from lattica.store.document import Document
 from lattica.store.journal import Journal
 from lattica.store.messages import (
+    MAX_BATCH,
     Envelopes,
     Head,
     Heads,
@@ -206,12 +207,15 @@ class OpenCopy:
         """Envelopes that show a peer that authors have forked."""
         found = list(self.replica.contradictions(theirs))
         size = sum(len(envelope.payload) for envelope in found)
-        for head, _ in await self._differing(theirs):
-            rows = await self._at(head.author, samples(head.sequence))
-            for row in rows.values():
-                if size < MAX_SHOWN:
-                    found.append(row)
-                    size += len(row.payload)
+        wanted_too = [
+            (head.author, sequence)
+            for head, _ in await self._differing(theirs)
+            for sequence in samples(head.sequence)
+        ]
+        for envelope in (await self._at(wanted_too[:MAX_BATCH])).values():
+            if size < MAX_SHOWN:
+                found.append(envelope)
+                size += len(envelope.payload)
         return tuple(found)
 
     async def receive(self, source: PeerId, envelopes: Envelopes) -> bool:
@@ -253,20 +257,30 @@ class OpenCopy:
 
     async def _differing(self, theirs: Heads) -> list[tuple[Head, Signed]]:
         """Heads at places that are on disk only here, where other envelopes are."""
+        chains = self.replica.chains
+        archived = [
+            head
+            for head in theirs
+            if head.author in chains
+            and head.sequence <= chains[head.author].base
+            and chains[head.author].hash_at(head.sequence) != head.hash
+        ]
+        if not archived:
+            return []
+        kept = await self._at([(head.author, head.sequence) for head in archived])
         found = []
-        for head in theirs:
-            chain = self.replica.chains.get(head.author)
-            if chain is not None and head.sequence <= chain.base:
-                ours = (await self._at(head.author, [head.sequence])).get(head.sequence)
-                if ours is not None and envelope_hash(ours) != head.hash:
-                    found.append((head, ours))
+        for head in archived:
+            ours = kept.get((head.author, head.sequence))
+            if ours is not None and envelope_hash(ours) != head.hash:
+                found.append((head, ours))
         return found
 
     async def _compare(self, incoming: Incoming) -> bool:
         """Whether an envelope is the one that is on disk in its place; if not, it is a fork."""
         author, update = incoming.envelope.author, incoming.update
-        rows = await self._at(author, [update.sequence, update.sequence - 1])
-        ours, before = rows.get(update.sequence), rows.get(update.sequence - 1)
+        here, last = (author, update.sequence), (author, update.sequence - 1)
+        kept = await self._at([here, last])
+        ours, before = kept.get(here), kept.get(last)
         if ours is not None and envelope_hash(ours) == incoming.hash:
             return True
         contradicted = ours or before
@@ -277,9 +291,13 @@ class OpenCopy:
         self._judged(self.replica.contradicted(contradicted, incoming))
         return False
 
-    async def _at(self, author: PeerId, sequences: Sequence[int]) -> dict[int, Signed]:
-        rows = await self._journal.in_thread(self._database.at, self.name, author.raw, sequences)
-        return {sequence: self._decode(data, Signed) for sequence, data in rows.items()}
+    async def _at(self, places: Sequence[tuple[PeerId, int]]) -> dict[tuple[PeerId, int], Signed]:
+        raw = [(author.raw, sequence) for author, sequence in places]
+        rows = await self._journal.in_thread(self._database.at, self.name, raw)
+        return {
+            (PeerId(author), sequence): self._decode(data, Signed)
+            for (author, sequence), data in rows.items()
+        }
 
     async def _archived(self) -> AsyncIterator[Sequence[Link]]:
         """The envelopes that are on disk only, in order."""

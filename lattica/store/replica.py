@@ -392,16 +392,18 @@ class Replica:
 
         `receive` is due then: what waited may not need to any more.
         """
-        found = []
+        found, is_due = [], False
         for notice in notices:
             try:
                 verdict = self.notices.add(notice)
                 if verdict is not None:
                     found.append(verdict)
                     if verdict.upto is not None:
-                        self._cut(self._chain(verdict.author), verdict.upto)
+                        is_due |= self._cut(self._chain(verdict.author), verdict.upto)
             except RefusedError as refusal:
                 self.counters[f"refused:{refusal.reason}"] += 1
+        if is_due:
+            self._rebuild()
         return found
 
     def contradicted(self, envelope: Signed, incoming: Incoming) -> list[Verdict]:
@@ -410,8 +412,8 @@ class Replica:
         proof = Notice((envelope,), incoming.stretch(), chain.membership)
         return self.learn((proof,))
 
-    def _cut(self, chain: Chain, upto: int) -> None:
-        """Take out what does not count any more, and what rests on it."""
+    def _cut(self, chain: Chain, upto: int) -> bool:
+        """Take out what does not count any more; whether `_rebuild` is due."""
         if upto < chain.base:
             self.is_stale = True
         taken = chain.cut(upto)
@@ -419,7 +421,7 @@ class Replica:
             self._forget_waiting(chain, sequence)
         self._close(chain)
         if not taken:
-            return
+            return False
         gone = {link.hash for link in taken}
         for digest in gone:
             self._known.pop(digest, None)
@@ -427,7 +429,7 @@ class Replica:
         for other in self.chains.values():
             if other is not chain:
                 other.stuck = ""  # it may have rested on what is gone
-        self._rebuild()
+        return True
 
     def _close(self, chain: Chain) -> None:
         if chain.is_closed:

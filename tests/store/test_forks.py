@@ -14,7 +14,7 @@ from lattica.identity import grants
 from lattica.identity.keys import PeerId
 from lattica.store import Document, state
 from lattica.store.messages import Notice
-from lattica.store.notices import rule
+from lattica.store.notices import coarse, rule
 from lattica.store.refusals import RefusedError
 from lattica.store.replica import Replica
 from lattica.store.values import encode_value
@@ -150,6 +150,13 @@ def test_a_peer_that_finds_its_own_fork_stops_writing():
         receive(one, write(twin, "k", TWO))
     with pytest.raises(DocumentError, match="new identity"):
         write(one, "k", ONE)
+
+
+def test_cuts_of_one_author_fall_on_few_places():
+    places = {coarse(upto) for upto in range(100_000)}
+    assert len(places) < 140
+    assert all(upto - coarse(upto) <= upto / 8 for upto in range(100_000))
+    assert [coarse(upto) for upto in range(17)] == list(range(17))
 
 
 def test_what_proves_nothing_is_refused_and_counted():
