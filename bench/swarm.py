@@ -33,6 +33,7 @@ from lattica.virtual_loop import VirtualLoop
 
 LATENCY = 0.01  # seconds, one way
 QUEUE = 0.1  # seconds of a line that wait before it
+MTU = 1472  # bytes of a datagram
 MBIT = 125_000.0  # bytes/s
 
 
@@ -65,7 +66,7 @@ class Swarm:
 
     def __init__(self, engine: str) -> None:
         self._config = LinkConfig(engine=engine)
-        self._network = PacketNetwork(Conditions(latency=LATENCY), seed=1)
+        self._network = PacketNetwork(Conditions(latency=LATENCY, mtu=MTU), seed=1)
         self._authority = Identity.generate()
         self._stack = contextlib.AsyncExitStack()
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))

@@ -251,8 +251,8 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_presence: int = 4096  # what one peer may say of itself
     call_timeout: float = 10.0
     open_timeout: float = 2.0  # how long opening a document waits for linked peers
-    max_fetch_parallel: int = 16
-    per_provider: int = 4  # blocks asked of one provider at a time
+    max_fetch_parallel: int = 16  # peers asked at a time
+    per_provider: int = 16  # blocks asked of one of them ahead, at most
     block_timeout: float = 20.0
     max_serving: int = 16  # blocks read for others at a time
     max_manifest: int = 16 * MIB

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -35,6 +36,7 @@ class Announcer:
     async def now(self, manifest_id: str) -> None:
         """Announce it; later, if nobody hears it now."""
         if self._dht is None:
+            self._due.discard(manifest_id)
             return
         value = Provider(self._size(manifest_id))
         try:
@@ -44,8 +46,8 @@ class Announcer:
             told = 0
         if told:
             self._due.discard(manifest_id)
-        else:  # alone, for now
-            self.later(manifest_id)
+        else:
+            self._due.add(manifest_id)  # alone, for now
 
     async def forget(self, manifest_id: str) -> None:
         """Take it back."""
@@ -56,9 +58,9 @@ class Announcer:
     async def run(self) -> None:
         """Announce what is due, again and again."""
         while True:
-            for manifest_id in tuple(self._due):
-                await self.now(manifest_id)
             self._wake = anyio.Event()
-            if not self._due:
+            for manifest_id in tuple(self._due):
+                if manifest_id in self._due:  # it may have been forgotten meanwhile
+                    await self.now(manifest_id)
+            with anyio.move_on_after(RETRY_EVERY if self._due else math.inf):
                 await self._wake.wait()
-            await anyio.sleep(RETRY_EVERY)

@@ -15,7 +15,6 @@ import anyio
 import anyio.abc
 import anyio.from_thread
 import anyio.to_thread
-import msgspec
 
 from lattica.config import StoreConfig
 from lattica.dht import Dht
@@ -29,34 +28,22 @@ from lattica.store.announcing import Announcer
 from lattica.store.block_service import SERVICE, BlocksService
 from lattica.store.blockstore import BlockStore
 from lattica.store.exporting import block_of
-from lattica.store.fetching import Fetch, Providers
+from lattica.store.getting import FetchReport, Getting, Progress
 from lattica.store.intake import files_of
 from lattica.store.manifest import (
-    BlockRef,
     FileEntry,
     Manifest,
     decode_manifest,
     to_hash,
     to_id,
 )
+from lattica.store.priorities import Part
+from lattica.store.providers import Providers
+from lattica.store.sharing import Sharing
 from lattica.store.source import Source
 from lattica.store.sweeping import Held, Swept, Verified, listing, sweep, verify
 
-DISK_RESERVE = 64 * 1024 * 1024  # bytes left free
-MAX_REPAIRS = 2  # fetches of what was found damaged; a disk that damages more is told
-
 T = TypeVar("T")
-
-Progress = Callable[[int, int, PeerId | None], None]  # done, total, who gave the last bytes
-
-
-class FetchReport(msgspec.Struct):
-    """Where the bytes of the last fetch of a manifest came from."""
-
-    total: int = 0  # bytes wanted
-    held: int = 0  # bytes that were here already
-    provided: dict[PeerId, int] = {}  # bytes by provider
-    seconds: float = 0.0
 
 
 class Blocks:
@@ -88,9 +75,12 @@ class Blocks:
         """
         self._store = await anyio.to_thread.run_sync(BlockStore, self._directory)
         await anyio.to_thread.run_sync(self._load)
-        self._service = BlocksService(self._store, parallel=self._config.max_serving)
-        self._rpc.register(SERVICE, self._service)
+        self._sharing = Sharing(self._store)
         self._tasks = await anyio.create_task_group().__aenter__()
+        self._service = BlocksService(
+            self._store, self._sharing, self._tasks, parallel=self._config.max_serving
+        )
+        self._rpc.register(SERVICE, self._service)
         self._tasks.start_soon(self._announcer.run)
         return self
 
@@ -153,12 +143,15 @@ class Blocks:
         files: Iterable[str] | None = None,
         progress: Progress | None = None,
         providers: Sequence[PeerId] = (),
+        first: Sequence[Part] = (),
     ) -> Path:
         """Write the manifest's files (or those named) below the folder `dest`; returns it.
 
         Asks `providers` and those that the DHT names, several at once; blocks that are here
         are not asked for again, so an interrupted fetch goes on where it was. Each block is
-        verified before it is kept, each file appears whole. This peer provides from then on.
+        verified before it is kept, each file appears whole. Files, or `(path, start, end)` in
+        bytes, that stand in `first` come before all others. This peer provides from its first
+        block on.
 
         Raises:
             BlockMissingError: nobody has it; names the id and who was tried.
@@ -175,7 +168,7 @@ class Blocks:
                 async with self._exporting:
                     await anyio.to_thread.run_sync(self._store.export, chosen, Path(dest))
 
-            await self._fetch_and(export, source, chosen, progress, copies=2)
+            await self._fetch_and(export, source, chosen, progress, first, copies=2)
         report = self._reports[manifest_id]
         report.seconds = time.monotonic() - started
         return Path(dest)
@@ -186,6 +179,7 @@ class Blocks:
         files: Iterable[str] | None = None,
         progress: Progress | None = None,
         providers: Sequence[PeerId] = (),
+        first: Sequence[Part] = (),
     ) -> Path:
         """A folder with the manifest's files (or those named), without a second copy.
 
@@ -207,7 +201,7 @@ class Blocks:
                     self._store.link, to_hash(manifest_id), chosen
                 )
 
-            folder = await self._fetch_and(link, source, chosen, progress, copies=1)
+            folder = await self._fetch_and(link, source, chosen, progress, first, copies=1)
             if manifest_id not in self._shown:
                 self._shown[manifest_id] = claim = contextlib.ExitStack()
                 using = self._store.claims.using(to_hash(manifest_id))
@@ -234,7 +228,7 @@ class Blocks:
                     lambda: b"".join(block_of(content, at) for at in range(len(content.blocks)))
                 )
 
-            return await self._fetch_and(join, source, manifest.files, progress, copies=1)
+            return await self._fetch_and(join, source, manifest.files, progress, (), copies=1)
 
     async def manifest(self, manifest_id: str, providers: Sequence[PeerId] = ()) -> Manifest:
         """The manifest behind an id, from here or from a provider.
@@ -383,71 +377,39 @@ class Blocks:
         source: Source,
         files: Sequence[FileEntry],
         progress: Progress | None,
+        first: Sequence[Part],
         *,
         copies: int,
     ) -> T:
-        """Get the blocks of `files` and `use` them, which may find some damaged on disk."""
-        for _ in range(MAX_REPAIRS):
-            await self._fetch_blocks(source, files, progress, copies=copies)
-            try:
-                return await use()
-            except BlockMissingError:
-                self.counters["damaged"] += 1
-            # Reading deleted the first of them; this finds the others.
-            await anyio.to_thread.run_sync(verify, self._store, to_hash(source.manifest_id))
-        await self._fetch_blocks(source, files, progress, copies=copies)
-        return await use()
-
-    async def _fetch_blocks(
-        self,
-        source: Source,
-        files: Sequence[FileEntry],
-        progress: Progress | None,
-        *,
-        copies: int,
-    ) -> None:
-        filling = await anyio.to_thread.run_sync(self._store.fill, files, _tick)
-        total = sum(file.size for file in files)
-        needed = filling.size + (copies - 1) * total
-        free = await anyio.to_thread.run_sync(self._store.free)
-        if needed > free - DISK_RESERVE:
-            raise StoreError(f"{source.manifest_id} needs {needed} bytes; the disk has {free}")
-        await anyio.to_thread.run_sync(filling.copy, _tick)
-        wanted = filling.wanted()
-        report = FetchReport(total=total, held=total - sum(block.size for block in wanted))
-        self._reports[source.manifest_id] = report
-        if progress is not None:
-            progress(report.held, total, None)
-
-        def arrived(block: BlockRef, peer: PeerId) -> None:
-            report.provided[peer] = report.provided.get(peer, 0) + block.size
-            if progress is not None:
-                progress(report.held + sum(report.provided.values()), total, peer)
-
-        fetch = Fetch(
-            source.manifest_id,
-            filling,
-            source.providers,
+        """Get `files` and `use` them."""
+        manifest_id = source.manifest_id
+        getting = Getting(
+            source,
+            self._manifests[manifest_id],
+            files,
+            self._store,
+            self._sharing,
             self._config,
-            read=self._read,
-            find=source.find,
-            arrived=arrived,
+            reach=partial(self._reach, source),
+            begun=partial(self._announcer.later, manifest_id),  # it may be had from here now
+            progress=progress,
+            first=first,
+            copies=copies,
         )
-        if wanted:
-            await fetch.run(await source.first())
-        await anyio.to_thread.run_sync(filling.complete)
-        await self._announcer.now(source.manifest_id)
+        self._reports[manifest_id] = getting.report
+        try:
+            result = await getting.run(use)
+        finally:
+            self.counters["damaged"] += getting.damaged
+        await self._announcer.now(manifest_id)
+        return result
 
-    async def _read(self, peer: PeerId, digest: bytes, timeout: float) -> Buffer:
-        return await self._client(peer, timeout).read(digest)
+    async def _reach(self, source: Source, peer: PeerId) -> BlocksService:
+        await source.reach(peer)
+        return self._client(peer, self._config.block_timeout)
 
     def _client(self, peer: PeerId, timeout: float) -> BlocksService:
         return self._rpc.client(peer, BlocksService, SERVICE, timeout=timeout)
-
-
-def _tick(_: int) -> None:
-    """Let work in a thread end when its task is cancelled."""
-    anyio.from_thread.check_cancelled()
 
 
 def _size_of(source: Path) -> int:

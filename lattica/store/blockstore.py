@@ -23,10 +23,12 @@ from lattica.store.intake import Intake, files_of
 from lattica.store.manifest import (
     FileEntry,
     Manifest,
+    blocks_of,
     decode_manifest,
     hash_of,
     to_id,
 )
+from lattica.store.picking import mask_of
 from lattica.store.takeover import take_over
 
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -94,6 +96,16 @@ class BlockStore:
     def fill(self, files: Sequence[FileEntry], tick: Tick = lambda _: None) -> Filling:
         """What is to be fetched for these files. `tick` may raise, to end it."""
         return Filling([self._index.content(file) for file in files], self._find, tick)
+
+    def held(self, manifest: Manifest) -> int:
+        """The blocks of a manifest that are here: a bit for each, as `blocks_of` numbers them."""
+        here: set[bytes] = set()
+        for file in manifest.files:
+            content = self.content(file)
+            content.settle()
+            here.update(block.hash for at, block in enumerate(file.blocks) if content.has(at))
+        blocks = enumerate(blocks_of(manifest))
+        return mask_of(number for number, block in blocks if block.hash in here)
 
     def contents(self) -> Iterator[tuple[str, int]]:
         """The keys of all contents on disk, whole or in part, and the bytes that they take."""

@@ -11,14 +11,14 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 from lattica.errors import StoreError
 from lattica.identity import wire
 from lattica.store.claims import Claims
-from lattica.store.disk import READ_ONLY, Identity, has_data, identity, look, write_at
+from lattica.store.disk import READ_ONLY, Handle, Identity, has_data, identity, look, write_at
 from lattica.store.manifest import FileEntry, hash_of
 
 Tick = Callable[[int], None]  # told how many more bytes are done
@@ -31,16 +31,46 @@ def key_of(file: FileEntry) -> str:
     return hash_of(wire.encode(file.blocks)).hex()
 
 
+class Handles:
+    """Which contents keep their file open: the last ones used. Threads may share it.
+
+    Each call of the system that a thread makes may cost it a turn of the interpreter's lock,
+    so a block that is read or written is one such call, and not five.
+    """
+
+    def __init__(self, limit: int = 128) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._users: OrderedDict[int, Content] = OrderedDict()
+
+    def used(self, content: Content) -> None:
+        """It has just opened its file."""
+        with self._lock:
+            self._users[id(content)] = content
+            self._users.move_to_end(id(content))
+            if len(self._users) > self._limit:
+                self._users.popitem(last=False)[1].close()
+
+    def closed(self, content: Content) -> None:
+        """It keeps no file open."""
+        with self._lock:
+            self._users.pop(id(content), None)
+
+
 class Content:
     """One file's blocks. Threads and processes may share it."""
 
-    def __init__(self, key: str, file: FileEntry, directory: Path, claims: Claims) -> None:
+    def __init__(
+        self, key: str, file: FileEntry, directory: Path, claims: Claims, handles: Handles
+    ) -> None:
         self.key = key
         self.size = file.size
         self.blocks = file.blocks
         self.path = directory / "files" / key  # where it is when it is whole
         self._part = directory / "parts" / key
         self._claims = claims
+        self._handles = handles
+        self._handle: Handle | None = None
         self._offsets = tuple(itertools.accumulate((b.size for b in file.blocks), initial=0))
         self._lock = threading.Lock()
         self._states = bytearray([ABSENT]) * len(file.blocks)
@@ -58,6 +88,11 @@ class Content:
     def has(self, index: int) -> bool:
         """Whether a block was verified here."""
         return self._states[index] == GOOD
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every block was verified here, whole or not."""
+        return self._states.count(GOOD) == len(self._states)
 
     def missing(self) -> list[int]:
         """The blocks that were not verified here."""
@@ -95,29 +130,40 @@ class Content:
 
     def read(self, index: int) -> bytes | None:
         """A block's bytes, verified again; None if it is not here, or damaged on disk."""
-        found: Identity | None
-        for _ in range(2):
+        for _ in range(3):
             if self._states[index] == ABSENT:
                 return None
             try:
-                with self._file().open("rb") as file:
-                    found = identity(os.fstat(file.fileno()))
-                    data = self._read_from(file, index)
-            except FileNotFoundError:
+                handle = self._handle or self._opened(self._file(), os.O_RDONLY)
+            except OSError:
                 self.refresh()  # completed, or gone
                 continue
-            except OSError:
-                found, data = self._identity, None  # the disk cannot read it any more
-            self._learn(index, found, is_good=data is not None)
+            data = self._read_from(handle.descriptor, index)
+            if data is None and handle.identity != self._identity:
+                self.close()  # it was another file's
+                continue
+            self._learn(index, handle.identity, is_good=data is not None)
             return data
         return None
 
     def _file(self) -> Path:
         return self.path if self._is_whole else self._part
 
-    def _read_from(self, file: BinaryIO, index: int) -> bytes | None:
+    def _opened(self, path: Path, flags: int) -> Handle:
+        handle = self._handle = Handle(path, flags)
+        self._handles.used(self)
+        return handle
+
+    def close(self) -> None:
+        """Keep no file open."""
+        self._handle = None
+
+    def _read_from(self, descriptor: int, index: int) -> bytes | None:
         block = self.blocks[index]
-        data = os.pread(file.fileno(), block.size, self._offsets[index])
+        try:
+            data = os.pread(descriptor, block.size, self._offsets[index])
+        except OSError:
+            return None  # the disk cannot read it any more
         return data if hash_of(data) == block.hash else None
 
     def _learn(self, index: int, found: Identity | None, *, is_good: bool) -> None:
@@ -138,19 +184,18 @@ class Content:
         if self._is_whole or self._identity is None:
             return
         try:
-            with self._part.open("rb") as file:
-                found = identity(os.fstat(file.fileno()))
-                for index, block in enumerate(self.blocks):
-                    if self._states[index] == GOOD:
-                        continue
-                    data = None
-                    if has_data(file.fileno(), self._offsets[index], block.size):
-                        with contextlib.suppress(OSError):
-                            data = self._read_from(file, index)
-                    self._learn(index, found, is_good=data is not None)
-                    tick(0)
-        except FileNotFoundError:
+            handle = self._opened(self._part, os.O_RDONLY)
+        except OSError:
             self.refresh()
+            return
+        for index, block in enumerate(self.blocks):
+            if self._states[index] == GOOD:
+                continue
+            data = None
+            if has_data(handle.descriptor, self._offsets[index], block.size):
+                data = self._read_from(handle.descriptor, index)
+            self._learn(index, handle.identity, is_good=data is not None)
+            tick(0)
 
     # ----------------------------------------------------------------------------- writing
 
@@ -160,42 +205,37 @@ class Content:
         Raises:
             StoreError: the disk does not take it.
         """
+        if self._is_whole or self._states[index] == GOOD:
+            return
         try:
-            with self._opened() as file:
-                if file is not None and self._states[index] != GOOD:
-                    write_at(file.fileno(), data, self._offsets[index])
-                    self._learn(index, identity(os.fstat(file.fileno())), is_good=True)
+            handle = self._writer()
+            if handle is not None:
+                write_at(handle.descriptor, data, self._offsets[index])
+                self._learn(index, handle.identity, is_good=True)
         except OSError as error:
             raise StoreError(f"cannot write {self._part}: {error}") from None
 
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[BinaryIO | None]:
-        """The part, made if there is none; None if the content is whole."""
+    def _writer(self) -> Handle | None:
+        """The part, made if there is none; None if the content is whole by now."""
+        handle = self._handle
+        if handle is not None and handle.is_writable and handle.identity == self._identity:
+            return handle
         with self._lock:
-            whole = look(self.path)
-            is_whole = whole is not None and whole.st_size == self.size
-            file = None if is_whole else self._open()
-        if file is None:
-            yield None
-            return
-        with file:
-            yield file
+            self._refresh()
+            return None if self._is_whole else self._open()
 
-    def _open(self) -> BinaryIO:
-        flags, made = os.O_RDWR | os.O_CLOEXEC, False
+    def _open(self) -> Handle:
+        made = False
         try:
-            descriptor = os.open(self._part, flags)
+            handle = self._opened(self._part, os.O_RDWR)
         except FileNotFoundError:
             # Not exclusively: another process may just have made it, which loses nothing.
-            descriptor, made = os.open(self._part, flags | os.O_CREAT, 0o644), True
-        # Not buffered: what is written is for others to read.
-        file = os.fdopen(descriptor, "r+b", buffering=0)
-        status = os.fstat(descriptor)
-        if status.st_size != self.size:
-            os.ftruncate(descriptor, self.size)
-        if made or self._is_whole or identity(status) != self._identity:
-            self._be(UNKNOWN, identity(status))
-        return file
+            handle, made = self._opened(self._part, os.O_RDWR | os.O_CREAT), True
+        if os.fstat(handle.descriptor).st_size != self.size:
+            os.ftruncate(handle.descriptor, self.size)
+        if made or self._is_whole or handle.identity != self._identity:
+            self._be(UNKNOWN, handle.identity)
+        return handle
 
     def complete(self) -> bool:
         """Give it its place among the files if every block is here.
@@ -206,20 +246,25 @@ class Content:
         self.refresh()
         if self._is_whole:
             return True
+        if self.missing():
+            self.settle()
+            if self.missing():
+                return False
         try:
-            with self._opened() as file:
-                if file is None:
-                    return True
-                if self.missing():
-                    self.settle()
-                os.fsync(file.fileno())  # before the name, or a power cut could leave holes
-                os.fchmod(file.fileno(), READ_ONLY)
-                with self._claims.adding(), self._lock:  # in this order, as sweeps do
-                    return self._promote(identity(os.fstat(file.fileno())))
+            handle = self._writer()
+            if handle is None:
+                return True
+            os.fsync(handle.descriptor)  # before the name, or a power cut could leave holes
+            os.fchmod(handle.descriptor, READ_ONLY)
+            with self._claims.adding(), self._lock:  # in this order, as sweeps do
+                return self._promote(handle.identity)
         except OSError as error:
             with self._lock:
                 self._be(UNKNOWN, self._identity)  # who knows what a failed sync has kept
             raise StoreError(f"cannot write {self._part}: {error}") from None
+        finally:
+            self.close()
+            self._handles.closed(self)
 
     def _promote(self, synced: Identity) -> bool:
         part = look(self._part)

@@ -21,6 +21,20 @@ _FICLONE = 0x40049409  # linux/fs.h
 Identity = tuple[int, int]  # of a file, whatever its name: device and inode
 
 
+class Handle:
+    """An open file, closed when nobody refers to it any more: threads may be reading from it."""
+
+    def __init__(self, path: Path, flags: int) -> None:
+        """Raises OSError."""
+        self.descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
+        self.is_writable = bool(flags & os.O_RDWR)
+        self.identity = identity(os.fstat(self.descriptor))
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
 @contextlib.contextmanager
 def scratch(folder: Path, ending: str = "") -> Iterator[tuple[BinaryIO, Path]]:
     """A file to write and rename, under a name that nobody else has; deleted if it stays.

@@ -60,6 +60,8 @@ class Filling:
     def _put(self, digest: bytes, data: bytes | memoryview) -> None:
         for content, index in self._places[digest]:
             content.write(index, data)
+            if content.is_full:
+                content.complete()
 
     def complete(self) -> bool:
         """Let the files appear that have all their blocks; whether those are all.
@@ -67,7 +69,6 @@ class Filling:
         Raises:
             StoreError: the disk does not take it.
         """
-        done = [
-            content.complete() for content in self._contents.values()
-        ]  # each, whatever others do
+        # A list: each gets its place, whether those before it did or not.
+        done = [content.complete() for content in self._contents.values()]
         return all(done)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lattica.store.claims import Claims
-from lattica.store.content import Content, key_of
+from lattica.store.content import Content, Handles, key_of
 from lattica.store.manifest import FileEntry, Manifest
 
 Place = tuple[Content, int]  # which block of it
@@ -19,6 +19,7 @@ class Index:
     def __init__(self, directory: Path, claims: Claims) -> None:
         self._directory = directory
         self._claims = claims
+        self._handles = Handles()
         self._lock = threading.Lock()
         self._named: dict[bytes, tuple[str, ...]] = {}  # by a manifest's hash: keys
         self._users: dict[str, int] = {}  # by a content's key: manifests that name it
@@ -36,7 +37,7 @@ class Index:
                 self._users[key] = self._users.get(key, 0) + 1
                 if key in self._contents:
                     continue
-                content = Content(key, file, self._directory, self._claims)
+                content = Content(key, file, self._directory, self._claims, self._handles)
                 self._contents[key] = content
                 for at, block in enumerate(file.blocks):
                     self._places.setdefault(block.hash, []).append((content, at))
@@ -78,7 +79,7 @@ class Index:
         key = key_of(file)
         with self._lock:
             found = self._contents.get(key)
-        return found or Content(key, file, self._directory, self._claims)
+        return found or Content(key, file, self._directory, self._claims, self._handles)
 
     def contents(self) -> list[Content]:
         """All that a manifest names."""

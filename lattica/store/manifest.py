@@ -69,6 +69,11 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
         return wire.encode(self)
 
 
+def blocks_of(manifest: Manifest) -> tuple[BlockRef, ...]:
+    """Its blocks in the order of its files, each once."""
+    return tuple(dict.fromkeys(block for file in manifest.files for block in file.blocks))
+
+
 def decode_manifest(data: bytes) -> Manifest:
     """A manifest that is safe to act on.
 

@@ -13,8 +13,8 @@ from lattica.errors import BlockCorruptError, BlockMissingError, LatticaError
 from lattica.identity.keys import PeerId
 from lattica.rpc import Buffer, Rpc
 from lattica.store.blockstore import BlockStore
-from lattica.store.fetching import Providers
 from lattica.store.manifest import Manifest, decode_manifest, hash_of, to_hash
+from lattica.store.providers import Providers
 
 KIND = "provider"
 
@@ -72,9 +72,13 @@ class Source:
             local = self._rpc.local
             self._found = [record.author for record in records if record.author != local]
             for peer in self._found:
-                if self._rpc.links.find(peer) is None:
-                    await self._dht.find_peer(peer)  # teaches the links its addresses
+                await self.reach(peer)
         return self._found
+
+    async def reach(self, peer: PeerId) -> None:
+        """Teach the links a peer's addresses, if they know none."""
+        if self._dht is not None and self._rpc.links.find(peer) is None:
+            await self._dht.find_peer(peer)
 
     async def manifest(self, store: BlockStore, ask: Ask, limit: int) -> Manifest:
         """The manifest, of at most `limit` bytes, from the first that gives the right ones.

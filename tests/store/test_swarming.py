@@ -1,0 +1,215 @@
+"""Peers that fetch the same at the same time, and what the wicked among them may say."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+
+from lattica.config import KIB, StoreConfig
+from lattica.errors import BadArgumentsError, BlockMissingError
+from lattica.identity import grants
+from lattica.rpc import method
+from lattica.store import Blocks
+from lattica.store.block_messages import Given, Have, Want
+from lattica.store.block_service import MAX_OWED, BlocksService
+from lattica.store.manifest import Hash, to_hash
+from tests.store.mesh import home
+from tests.store.test_blocks import CONFIG, DATA, good_bytes, id_of, peers, serve
+from tests.store.test_manifest import noise
+
+pytestmark = pytest.mark.anyio
+
+PATIENT = StoreConfig(block=64 * KIB, block_timeout=60.0)
+
+
+class Once(BlocksService):
+    """Gives each block once, to whoever asks first."""
+
+    given: set[bytes]
+
+    async def block(self, digest: bytes) -> bytes:
+        self.given = getattr(self, "given", set())
+        if digest in self.given:
+            raise BlockMissingError("it was given away")
+        self.given.add(digest)
+        return self._store.read(digest)
+
+
+async def test_those_who_fetch_the_same_give_to_each_other(tmp_path: Path) -> None:
+    async with peers(tmp_path, 4, config=PATIENT) as (one, *others):
+        name = await one.add_bytes(DATA)
+        serve(one, Once)
+        got: list[bytes] = []
+
+        async def fetch(blocks: Blocks) -> None:
+            got.append(await blocks.fetch_bytes(name, providers=[id_of(1)]))
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                for blocks in others:
+                    tasks.start_soon(fetch, blocks)
+        assert got == [DATA] * 3
+        # They have heard of each other from the one that all of them asked.
+        sources = [set(blocks.report(name).provided) for blocks in others]
+        assert any(id_of(number) in each for each in sources for number in (2, 3, 4))
+
+
+async def test_one_who_comes_later_is_served_by_one_who_is_not_done(tmp_path: Path) -> None:
+    async with peers(tmp_path, 3, config=PATIENT) as (one, two, three):
+        name = await one.add_bytes(DATA)
+        gate = anyio.Event()
+
+        class Half(BlocksService):
+            given = 0
+
+            async def block(self, digest: bytes) -> bytes:
+                self.given += 1
+                if self.given > 8:
+                    await gate.wait()
+                return self._store.read(digest)
+
+        serve(one, Half)
+        half = anyio.Event()
+
+        def progress(done: int, *_: object) -> None:
+            if done >= 6 * CONFIG.block:
+                half.set()
+
+        async with anyio.create_task_group() as tasks:
+            fetch = partial(two.fetch_bytes, providers=[id_of(1)], progress=progress)
+            tasks.start_soon(fetch, name)
+            with anyio.fail_after(10):
+                await half.wait()
+            with anyio.move_on_after(20):
+                tasks.start_soon(partial(three.fetch_bytes, providers=[id_of(2)]), name)
+                while two.served < 6 * CONFIG.block:
+                    await anyio.sleep(0.01)
+            assert two.served >= 6 * CONFIG.block, "from its part"
+            gate.set()
+        assert await three.fetch_bytes(name) == DATA
+        assert good_bytes(tmp_path, 2)
+
+
+async def test_the_last_block_is_asked_of_another_when_the_first_lets_it_wait(
+    tmp_path: Path,
+) -> None:
+    async with peers(tmp_path, 3, config=PATIENT) as (one, two, three):
+        name = await one.add_bytes(DATA)
+        await two.add_bytes(DATA)
+
+        class Stuck(BlocksService):
+            given = 0
+
+            async def block(self, digest: bytes) -> bytes:
+                self.given += 1
+                if self.given > 3:
+                    await anyio.sleep_forever()
+                return self._store.read(digest)
+
+        serve(one, Stuck)
+        with anyio.fail_after(15):  # far less than a block's deadline
+            assert await three.fetch_bytes(name, providers=[id_of(1), id_of(2)]) == DATA
+
+
+async def test_what_stands_first_comes_first(tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    source.mkdir()
+    for number, name in enumerate(("a", "b")):
+        (source / name).write_bytes(noise(number, 16 * CONFIG.block))
+    async with peers(tmp_path, 2, config=CONFIG) as (one, two):
+        name = await one.add(source)
+        asked: list[bytes] = []
+
+        class Noting(BlocksService):
+            async def block(self, digest: bytes) -> bytes:
+                asked.append(digest)
+                return self._store.read(digest)
+
+        serve(one, Noting)
+        tail = ("a", 15 * CONFIG.block, 16 * CONFIG.block)
+        await two.path(name, providers=[id_of(1)], first=["b", tail])
+        a, b = ([block.hash for block in file.blocks] for file in one._manifests[name].files)
+        assert set(asked[:16]) == set(b)
+        assert asked[16] == a[15]
+        assert set(asked[17:]) == set(a[:15])
+
+
+class Boaster(BlocksService):
+    """Says what cannot be."""
+
+    said: Have
+
+    @method(scope=grants.CALL)
+    async def have(self, digest: Hash) -> AsyncIterator[Have]:
+        yield self.said
+        await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        Have(b"\xff" * 3, (), (), (), True),  # more blocks than there are
+        Have(b"", (4_000_000_000,), (), (), False),
+        Have(b"", (), (4_000_000_000,), (), False),
+        Have(b"", (), (), tuple(id_of(number) for number in range(10, 40)), False),  # nobody's
+    ],
+)
+async def test_a_peer_that_says_nonsense_does_no_harm(tmp_path: Path, said: Have) -> None:
+    config = StoreConfig(block=64 * KIB, block_timeout=1.0)
+    async with peers(tmp_path, 3, config=config) as (one, two, three):
+        name = await one.add_bytes(DATA)
+        await two.add_bytes(DATA)
+        serve(one, Boaster).said = said
+        with anyio.fail_after(20):
+            both = [id_of(1), id_of(2)]
+            assert await three.fetch_bytes(name, providers=both) == DATA
+            await three.remove(name)
+            with pytest.raises(BlockMissingError, match=id_of(1).short):
+                await three.fetch_bytes(name, providers=[id_of(1)])
+
+
+@pytest.mark.parametrize(
+    "wants",
+    [
+        [Want((4_000_000_000,), ())],
+        [Want(tuple(range(start, start + 64)), ()) for start in range(0, MAX_OWED + 64, 64)],
+    ],
+)
+async def test_who_wants_too_much_is_refused(tmp_path: Path, wants: list[Want]) -> None:
+    small = StoreConfig(block=KIB)
+    async with peers(tmp_path, 2, config=small) as (one, two):
+        name = await one.add_bytes(noise(1, 1000 * KIB))
+        stream = two._client(id_of(1), 5.0).give(to_hash(name), aiter_of(wants))
+        with pytest.raises(BadArgumentsError), anyio.fail_after(10):
+            async for _ in stream:
+                pass
+        assert one._service._giving == 0
+
+
+async def aiter_of(wants: list[Want]) -> AsyncIterator[Want]:
+    for want in wants:
+        yield want
+    await anyio.sleep_forever()
+
+
+async def test_a_conversation_that_is_left_costs_nothing_any_more(tmp_path: Path) -> None:
+    async with peers(tmp_path, 2) as (one, two):
+        name = await one.add_bytes(DATA)
+        stub = two._client(id_of(1), 5.0)
+        seen: list[Given] = []
+        async for given in stub.give(to_hash(name), aiter_of([Want((0, 1, 2), ())])):
+            seen.append(given)
+            if len(seen) == 2:
+                break
+        assert [given.block for given in seen] == [0, 1]
+        async for have in stub.have(to_hash(name)):
+            assert have.is_final
+            break
+        with anyio.fail_after(5):
+            while one._service._giving or one._sharing._shares:
+                await anyio.sleep(0.01)
+        assert home(tmp_path, 1).exists()
