@@ -400,7 +400,8 @@ async def test_a_provider_that_stays_silent_is_given_up_and_what_it_gave_is_kept
         with anyio.fail_after(20), pytest.raises(BlockMissingError, match=id_of(1).short):
             await two.fetch_bytes(name, providers=[id_of(1)])
         gave = two.report(name).provided[id_of(1)]
-        assert gave == 3 * IMPATIENT.block
+        block, last = IMPATIENT.block, len(DATA) % IMPATIENT.block
+        assert gave in (3 * block, 2 * block + last)
         assert narrow.asked <= 3 + 4  # it is not asked for ever
         narrow.stops_after = 1_000_000
         assert await two.fetch_bytes(name, providers=[id_of(1)]) == DATA
