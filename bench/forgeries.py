@@ -7,17 +7,23 @@ from typing import Any
 
 import pycrdt
 
-from bench.schedule_world import AUTHORITY, NAME, NOW, World, identity, membership
+from bench.schedule_keys import AUTHORITY, NAME, NOW, identity, membership
+from bench.schedule_world import World
+from lattica.config import StoreConfig
 from lattica.identity import grants
 from lattica.identity.grants import Membership
 from lattica.identity.keys import Identity
 from lattica.identity.signed import Signed
+from lattica.store.kinds import ARRAY, MAP
 from lattica.store.ledger import counter_key
 from lattica.store.messages import DOMAIN, GENESIS, Update
+from lattica.store.replica import Replica
 from lattica.store.state import client_id
+from lattica.store.update import STRING, encode_number, live_units
 from lattica.store.values import encode_value
 
 ROGUE = 1000  # number of the first identity that breaks the rules
+WRITER = 5000  # of the first that keeps to them for a while
 
 
 def altered(world: World) -> Signed | None:
@@ -75,6 +81,29 @@ def malformed(world: World) -> Signed | None:
     )
 
 
+def misplaced(world: World) -> Signed | None:
+    """By a writer, text beside an item of an array or in the place of a map's entry."""
+    node = world.rng.choice(world.nodes)
+    node.commit()  # else it may lose what this is put beside, and write something else there
+    state = node.document.state
+    # Not beside what may come to count no more: that would go with it instead.
+    honest = {client_id(node.peer) for node in world.nodes}
+    held = [
+        unit
+        for unit in live_units(state._doc.get_update())
+        if unit[0] in honest and state.ledger.place_at(*unit).kind in (MAP, ARRAY)
+    ]
+    if not held:
+        return None
+    beside = world.rng.choice(held)
+    is_keyed = state.ledger.place_at(*beside).key is not None
+    rogue = client_id(rogue_of(world).peer_id)
+    ids = b"".join(map(encode_number, (rogue, 0)))
+    left = b"".join(map(encode_number, beside))
+    info = bytes((0x80 | (0x20 if is_keyed else 0) | STRING,))
+    return sealed(world, b"\x01\x01" + ids + info + left + b"\x01x" + b"\x00")
+
+
 def miscounting(world: World) -> Signed | None:
     """By a writer, who replaces what another has counted, or counts in its name."""
     state = world.any().state
@@ -92,8 +121,56 @@ def miscounting(world: World) -> Signed | None:
 
 FORGERIES: dict[str, Callable[[World], Signed | None]] = {
     made.__name__: made
-    for made in (altered, claimed, unauthorised, impersonating, malformed, miscounting)
+    for made in (
+        altered,
+        claimed,
+        unauthorised,
+        impersonating,
+        malformed,
+        misplaced,
+        miscounting,
+    )
 }
+
+
+class Writer:
+    """A writer whose updates may come to count no more, and others' beside them with them.
+
+    So it writes only where no entry of the others' is looked for in the end.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._number = WRITER + len(world.cut)
+        self.peer = identity(self._number).peer_id
+        self._replica = self._fresh()
+        if world.rng.random() < 0.7:
+            self._replica.receive(world.rng.choice(world.nodes).lacked_by(()))
+
+    def write(self, world: World) -> Signed:
+        """One update."""
+        state = self._replica.state
+        with self._replica.transaction(NOW) as links:
+            state.map(world.rng.choice("mn"))[world.rng.choice("abc")] = encode_value(
+                world.rng.random()
+            )
+            text = state.text("t")
+            text.insert(world.rng.choice((0, len(text))), "writer")
+            state.array("w").append(encode_value(len(world.cut)))
+        return links[0].envelope
+
+    def twin(self) -> Writer:
+        """The same writer, as it is now."""
+        made = object.__new__(Writer)
+        made._number, made.peer = self._number, self.peer
+        made._replica = self._fresh()
+        known = self._replica.missing((), limit=10**9)
+        assert known is not None
+        made._replica.receive(known.envelopes)
+        return made
+
+    def _fresh(self) -> Replica:
+        member = identity(self._number)
+        return Replica(NAME, member, membership(member), StoreConfig())
 
 
 def rogue_of(world: World) -> Identity:

@@ -5,25 +5,17 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
-from bench.schedule_disk import MANY, Disk
-from lattica.clock import ManualClock
-from lattica.config import StoreConfig
-from lattica.identity import grants
-from lattica.identity.grants import Membership
-from lattica.identity.keys import Identity, PeerId
+from bench.schedule_keys import NAME, NOW, identity, membership
+from bench.schedule_node import Node, exchange
+from lattica.identity.keys import PeerId
 from lattica.identity.signed import Signed
-from lattica.store.chain import Link
 from lattica.store.document import Document
-from lattica.store.messages import envelope_hash
 from lattica.store.replica import Replica, Taken
 
-NOW = 1_000_000.0
-NAME = "schedule"
-TWIN = 500  # number of the identity that forks
-AUTHORITY = Identity(b"authority".ljust(32, b"-"))
+__all__ = ["NAME", "NOW", "Forgery", "Outcome", "World", "identity", "membership"]
 
 
 class Outcome(NamedTuple):
@@ -32,11 +24,11 @@ class Outcome(NamedTuple):
     seed: int
     diverged: int  # replicas that read otherwise than the first
     lost: int  # acknowledged writes that a chain or the content lacks
-    believed: int  # forgeries that were taken in or not counted
+    believed: int  # forgeries that were taken in or not counted, and authors not cut
     refused_honest: int  # refusals of what no rule was broken for
     writes: int
     forged: int
-    forks: int  # authors that were found to have forked
+    forks: int  # that were found
     actions: Counter[str]
 
     @property
@@ -65,103 +57,60 @@ class World:
 
     def __init__(self, rng: random.Random, count: int) -> None:
         self.rng = rng
-        self.documents = [self._make(number, self._wrote) for number in range(1, count + 1)]
-        self.disks = [Disk() for _ in self.documents]
-        # Two copies of one key, which know nothing of each other: what they write forks.
-        self.twins = [self._make(TWIN, lambda _: None) for _ in range(2)]
+        self.nodes = [Node(number, self._acknowledge) for number in range(1, count + 1)]
         self.islands = [0] * count
         self.flying: list[Flight] = []
         self.sent: list[Signed] = []  # acknowledged writes
         self.forgeries: list[Forgery] = []
+        self.cut: dict[
+            PeerId, int | None
+        ] = {}  # authors of whom so many updates count; None: if found
         self.believed = 0
         self.refused_honest = 0
         self.counted: Counter[str] = Counter()  # by counter
-        self.items: Counter[int] = Counter()  # of arrays: 1 is there, 0 was removed by somebody
+        self.items: dict[int, int] = {}  # of arrays: 1 is there, 0 was removed by somebody
+        self.serial = itertools.count()
         self.actions: Counter[str] = Counter()
 
     # ------------------------------------------------------------------------- the actors
 
-    def _make(self, number: int, wrote: Callable[[Link], None]) -> Document:
-        async def nothing() -> None: ...
-
-        async def no_ruling(subject: PeerId, *, until: float | None) -> None: ...
-
-        async def nowhere() -> AsyncIterator[Sequence[Link]]:
-            nothing_kept: tuple[Sequence[Link], ...] = ()
-            for links in nothing_kept:
-                yield links
-
-        member = identity(number)
-        return Document(
-            Replica(NAME, member, membership(member), StoreConfig()),
-            ManualClock(NOW),
-            wrote=wrote,
-            flush=nothing,
-            synced=nothing,
-            rule=no_ruling,
-            compact=nothing,
-            archived=nowhere,
-        )
-
-    def _wrote(self, link: Link) -> None:
-        envelope = link.envelope
-        self.sent.append(envelope)
-        source = next(
-            index
-            for index, each in enumerate(self.documents)
-            if replica_of(each)._identity.peer_id == envelope.author
-        )
-        self.disks[source].links.append(link)
-        self.flying += [
-            Flight(source, target, envelope)
-            for target in range(len(self.documents))
-            if target != source
-        ]
+    @property
+    def documents(self) -> list[Document]:
+        """The replicas' faces."""
+        return [node.document for node in self.nodes]
 
     def any(self) -> Document:
         """One of the documents."""
-        return self.rng.choice(self.documents)
+        return self.rng.choice(self.nodes).document
+
+    def then(self, document: Document, effect: Callable[[], None]) -> None:
+        """What was written to a document has this effect once it is acknowledged."""
+        next(node for node in self.nodes if node.document is document).after_commit(effect)
+
+    def _acknowledge(self, node: Node, envelope: Signed) -> None:
+        self.sent.append(envelope)
+        source = self.nodes.index(node)
+        self.flying += [
+            Flight(source, target, envelope)
+            for target in range(len(self.nodes))
+            if target != source
+        ]
 
     # -------------------------------------------------------------------------- delivery
 
-    def receive(self, target: Document, envelope: Signed) -> None:
+    def receive(self, target: Node, envelope: Signed) -> None:
         """Bring an envelope of an author that keeps to the rules."""
-        self._receive(target, [envelope])
+        self._judge([target.receive([envelope])])
 
-    def _receive(self, target: Document, envelopes: Iterable[Signed]) -> None:
-        lies = [forgery.envelope for forgery in self.forgeries]
-        for refusal in self._take(target, envelopes).refusals:
-            # What waited for these may be a lie, which is found out only now; and what rests on
-            # one branch of a fork does not fit where another is known, until both are.
-            forks = self.actions["twin_speaks"] > 0
-            self.refused_honest += refusal.envelope not in lies and not forks
+    def sync(self, one: Node, other: Node) -> None:
+        """A whole exchange, both ways."""
+        self._judge(exchange(one, other))
 
-    def _take(self, target: Document, envelopes: Iterable[Signed]) -> Taken:
-        replica, disk = replica_of(target), self.disk_of(target)
-        taken = replica.receive(envelopes)
-        disk.take(replica, taken)
-        if replica.is_stale:
-            self.restart(target)
-        return taken
-
-    def restart(self, target: Document) -> None:
-        """Come back from what is on disk."""
-        old, disk = replica_of(target), self.disk_of(target)
-        member = old._identity
-        fresh = Replica(NAME, member, membership(member), StoreConfig())
-        disk.load(fresh, old, chunk=self.rng.randint(1, 50))
-        fresh.counters.update(old.counters)
-        target.turn_to(fresh)
-
-    def disk_of(self, target: Document) -> Disk:
-        """Where a document is kept."""
-        return self.disks[self.documents.index(target)]
-
-    def lie(self, target: Document, forgery: Forgery) -> None:
+    def lie(self, target: Node, forgery: Forgery) -> None:
         """Bring an envelope that must be refused, or must wait for what it rests on."""
-        replica = replica_of(target)
+        replica = target.replica
         before = replica.state.digest(), sum(refusals(replica).values())
-        taken = self._take(target, [forgery.envelope])
+        taken = target.receive([forgery.envelope])
         if taken.refusals:
             counted = sum(refusals(replica).values()) > before[1]
             self.believed += not counted or replica.state.digest() != before[0]
@@ -169,67 +118,50 @@ class World:
             # What rests on something that is not here yet waits; `finish` brings it again.
             self.believed += not taken.waiting
 
-    def sync(self, one: Document, other: Document) -> None:
-        """A whole exchange, both ways."""
-        before = None
-        while (now := [known(replica_of(each)) for each in (one, other)]) != before:
-            before = now
-            for giver, taker in ((one, other), (other, one)):
-                self._give(giver, taker)
-
-    def _give(self, giver: Document, taker: Document) -> None:
-        source, disk = replica_of(giver), self.disk_of(giver)
-        target = replica_of(taker)
-        self.disk_of(taker).judge(target.learn(source.lacking(target.notices.marks())))
-        if target.is_stale:
-            self.restart(taker)
-        heads = replica_of(taker).heads()
-        self._receive(taker, disk.shown(source, heads))
-        self._receive(taker, disk.missing(source, replica_of(taker).heads()).envelopes)
-
-    def hear(self, target: Document, twin: Document) -> None:
-        """A replica takes what one of the twins tells it."""
-        batch = replica_of(twin).missing(replica_of(target).heads(), limit=MANY)
-        assert batch is not None
-        self._receive(target, batch.envelopes)
-
-    def tell(self, twin: Document, source: Document) -> None:
-        """One of the twins takes what a replica has, of others: it must not learn of the other."""
-        batch = self.disk_of(source).missing(replica_of(source), replica_of(twin).heads())
-        others = [envelope for envelope in batch.envelopes if not is_twins(envelope)]
-        replica_of(twin).receive(others)
+    def _judge(self, received: Iterable[Taken]) -> None:
+        if self.cut:
+            # What rests on one branch of a fork does not fit the other: until the fork is
+            # found, a peer with that one refuses it. `_lost` tells whether it is taken later.
+            return
+        lies = [forgery.envelope for forgery in self.forgeries]
+        for taken in received:
+            # What waited for these may be a lie, which is found out only now.
+            self.refused_honest += sum(refusal.envelope not in lies for refusal in taken.refusals)
 
     # ------------------------------------------------------------------------------ ends
 
     def finish(self, seed: int) -> Outcome:
         """Let all meet, and see what holds."""
+        for node in self.nodes:
+            node.commit()
         for _ in range(2):
-            for one, other in both_ways(self.documents):
+            for one, other in both_ways(self.nodes):
                 self.sync(one, other)
+                one.commit()
+                other.commit()
         for forgery in self.forgeries:
-            for document in self.documents:
-                self.lie(document, forgery)
-        digests = [document.digest() for document in self.documents]
-        dicts = [document.to_dict() for document in self.documents]
-        lost = sum(self._lost(document) for document in self.documents)
+            for node in self.nodes:
+                self.lie(node, forgery)
+        read = [self._read(node) for node in self.nodes]
         return Outcome(
             seed,
-            sum(
-                digest != digests[0] or held != dicts[0]
-                for digest, held in zip(digests, dicts, strict=True)
-            ),
-            lost,
-            self.believed + sum(self._accepted_forgeries(each) for each in self.documents),
+            sum(each != read[0] for each in read),
+            sum(self._lost(node) for node in self.nodes),
+            self.believed + sum(self._uncut(node) for node in self.nodes),
             self.refused_honest,
             len(self.sent),
             len(self.forgeries),
-            len(replica_of(self.documents[0]).notices.forks()),
+            len(self.nodes[0].replica.notices.forks()),
             self.actions,
         )
 
-    def _lost(self, document: Document) -> int:
-        disk = self.disk_of(document)
-        missing = sum(not disk.has(envelope_hash(envelope)) for envelope in self.sent)
+    def _read(self, node: Node) -> object:
+        heads = sorted((head.author.raw, head.sequence, head.hash) for head in node.heads())
+        return node.document.digest(), node.document.to_dict(), heads
+
+    def _lost(self, node: Node) -> int:
+        document = node.document
+        missing = sum(not node.holds(envelope) for envelope in self.sent)
         counts = {
             root.name: document.counter(root.name).value
             for root in document.state.roots()
@@ -237,47 +169,20 @@ class World:
         }
         missing += sum(counts.get(name, 0) != value for name, value in self.counted.items())
         held = Counter(item for name in "ab" for item in document.array(name))
-        if not self.actions["twin_speaks"]:
-            # What was put beside an entry that counts no more is gone with it.
-            missing += sum(held[item] != count for item, count in self.items.items())
+        missing += sum(held[item] != count for item, count in self.items.items())
         missing += sum("\ufffd" in str(document.text(name)) for name in "tu")
         return missing
 
-    def _accepted_forgeries(self, document: Document) -> int:
-        disk = self.disk_of(document)
-        return sum(disk.has(envelope_hash(forgery.envelope)) for forgery in self.forgeries)
-
-
-def identity(number: int) -> Identity:
-    """The same key for the same number, in every run."""
-    return Identity(number.to_bytes(32, "big"))
-
-
-def membership(member: Identity, *scopes: str, expires: float = NOW + 3600) -> Membership:
-    """A grant signed by the authority; by default everything a member has."""
-    grant = grants.issue(
-        AUTHORITY,
-        mesh=AUTHORITY.peer_id,
-        subject=member.peer_id,
-        scopes=scopes or grants.MEMBER,
-        expires=expires,
-    )
-    return Membership(AUTHORITY.peer_id, (grant,))
-
-
-def replica_of(document: Document) -> Replica:
-    """What is behind a document."""
-    return document._replica
-
-
-def is_twins(envelope: Signed) -> bool:
-    """Whether the author is the one that forks."""
-    return envelope.author == identity(TWIN).peer_id
-
-
-def known(replica: Replica) -> tuple[Any, ...]:
-    """What another peer is told of it first."""
-    return replica.heads(), replica.notices.marks()
+    def _uncut(self, node: Node) -> int:
+        found = sum(node.holds(forgery.envelope) for forgery in self.forgeries)
+        for author, upto in self.cut.items():
+            if upto is None:
+                continue
+            verdict = node.replica.notices.cut(author)
+            chain = node.replica.chains.get(author)
+            found += verdict is None or verdict.upto != upto
+            found += chain is not None and chain.head > upto
+        return found
 
 
 def refusals(replica: Replica) -> dict[str, int]:
@@ -285,8 +190,8 @@ def refusals(replica: Replica) -> dict[str, int]:
     return {key: n for key, n in replica.counters.items() if key.startswith("refused:")}
 
 
-def both_ways(documents: list[Document]) -> Iterator[tuple[Document, Document]]:
+def both_ways(nodes: list[Node]) -> Iterator[tuple[Node, Node]]:
     """Neighbours, from one end to the other and back: all then have what any had."""
-    pairs = list(itertools.pairwise(documents))
+    pairs = list(itertools.pairwise(nodes))
     yield from pairs
     yield from reversed(pairs)

@@ -1,4 +1,4 @@
-"""Seeded schedules of replicas that write, part, meet and are lied to; what came of each.
+"""Seeded schedules of replicas that write, part, meet, crash and are lied to; what came of each.
 
 A schedule is a run of actions drawn from `ACTIONS`. To add a fault, add an action; what must
 hold in the end stands in `World.finish`. No I/O and no clock: a seed always gives the same.
@@ -10,10 +10,12 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bench.forgeries import FORGERIES
-from bench.schedule_world import Forgery, Outcome, World, replica_of
+from bench.forgeries import FORGERIES, Writer
+from bench.schedule_keys import AUTHORITY, NAME
+from bench.schedule_world import Forgery, Outcome, World
+from lattica.store.notices import rule
 
-STEPS = 60
+STEPS = 80
 LETTERS = "aé中👍\u0301"  # of one to four bytes, and one that joins the letter before
 
 
@@ -37,23 +39,25 @@ def write_array(world: World) -> None:
     """Items put anywhere; sometimes some removed."""
     document = world.any()
     array = document.array(world.rng.choice("ab"))
+    beside = document.array("w")  # where entries may come to count no more
+    removed: list[int] = []
+    added: list[int] = []
     with document.transaction():
         if world.rng.random() < 0.4 and array:
             start = world.rng.randrange(len(array))
             stop = start + world.rng.randint(1, 2)
-            for item in array[start:stop]:
-                world.items[item] = 0
+            removed += array[start:stop]
             del array[start:stop]
         for _ in range(world.rng.randint(1, 3)):
-            item = len(world.items)
-            array.insert(world.rng.randint(0, len(array)), item)
-            world.items[item] = 1
+            added.append(next(world.serial))
+            array.insert(world.rng.randint(0, len(array)), added[-1])
+        beside.insert(world.rng.randint(0, len(beside)), "beside")
+    world.then(document, lambda: world.items.update(_items(added, removed)))
 
 
 def write_text(world: World) -> None:
     """A word put anywhere, maybe in the place of another."""
-    document = world.any()
-    text = document.text(world.rng.choice("tu"))
+    text = world.any().text(world.rng.choice("tu"))
     word = "".join(world.rng.choices(LETTERS, k=world.rng.randint(0, 4)))
     start = world.rng.randint(0, len(text))
     text[start : start + world.rng.choice((0, 0, 1, 3))] = word
@@ -61,22 +65,22 @@ def write_text(world: World) -> None:
 
 def write_count(world: World) -> None:
     """Something added or taken off."""
-    name, amount = world.rng.choice("cd"), world.rng.randint(-3, 5)
-    world.any().counter(name).add(amount)
-    world.counted[name] += amount
+    document, name = world.any(), world.rng.choice("cd")
+    amount = world.rng.randint(-3, 5)
+    document.counter(name).add(amount)
+    world.then(document, lambda: world.counted.update({name: amount}))
 
 
 def write_all(world: World) -> None:
     """One transaction over every kind."""
-    document = world.any()
+    document, item = world.any(), next(world.serial)
     with document.transaction():
-        document.map("m")["all"] = len(world.sent)
-        item = len(world.items)
+        document.map("m")["all"] = item
         document.array("a").append(item)
-        world.items[item] = 1
         document.text("t").append("👍")
         document.counter("c").add(1)
-        world.counted["c"] += 1
+    world.then(document, lambda: world.items.update(_items([item], [])))
+    world.then(document, lambda: world.counted.update(c=1))
 
 
 def give_up(world: World) -> None:
@@ -93,6 +97,10 @@ def give_up(world: World) -> None:
         pass
 
 
+def _items(added: list[int], removed: list[int]) -> dict[int, int]:
+    return dict.fromkeys(added, 1) | dict.fromkeys(removed, 0)
+
+
 # ------------------------------------------------------------------------------------ moving
 
 
@@ -106,36 +114,43 @@ def deliver(world: World) -> None:
         del world.flying[index]
     together = world.islands[flight.source] == world.islands[flight.target]
     if together and world.rng.random() < 0.8:
-        world.receive(world.documents[flight.target], flight.envelope)
+        world.receive(world.nodes[flight.target], flight.envelope)
 
 
 def replay(world: World) -> None:
     """An old envelope is brought again, to anybody."""
     if world.sent:
-        world.receive(world.any(), world.rng.choice(world.sent))
+        world.receive(world.rng.choice(world.nodes), world.rng.choice(world.sent))
 
 
 def meet(world: World) -> None:
     """Two replicas that are not parted exchange what they have."""
-    one, other = world.rng.sample(range(len(world.documents)), 2)
+    one, other = world.rng.sample(range(len(world.nodes)), 2)
     if world.islands[one] == world.islands[other]:
-        world.sync(world.documents[one], world.documents[other])
+        world.sync(world.nodes[one], world.nodes[other])
 
 
 def part(world: World) -> None:
     """A partition, or its end."""
-    world.islands = [world.rng.randrange(2) for _ in world.documents]
+    world.islands = [world.rng.randrange(2) for _ in world.nodes]
 
 
-def compact(world: World) -> None:
-    """A replica's history is from now on on disk only."""
-    document = world.any()
-    world.disk_of(document).compact(replica_of(document))
+# -------------------------------------------------------------------------------------- disks
+
+
+def commit(world: World) -> None:
+    """What a replica has accepted is on its disk, and may leave."""
+    world.rng.choice(world.nodes).commit()
 
 
 def crash(world: World) -> None:
-    """A replica comes back from its disk."""
-    world.restart(world.any())
+    """A replica loses what is not on its disk, and reads the rest."""
+    world.rng.choice(world.nodes).crash()
+
+
+def compact(world: World) -> None:
+    """A replica writes a snapshot, and has its history on disk only."""
+    world.rng.choice(world.nodes).compact()
 
 
 # ------------------------------------------------------------------------------------- lying
@@ -150,25 +165,46 @@ def forge(world: World) -> None:
     forgery = Forgery(envelope, name)
     world.forgeries.append(forgery)
     world.actions[f"forge: {name}"] += 1
-    for document in world.rng.sample(world.documents, world.rng.randint(1, 2)):
-        world.lie(document, forgery)
+    for node in world.rng.sample(world.nodes, world.rng.randint(1, 2)):
+        world.lie(node, forgery)
 
 
-def twin_writes(world: World) -> None:
-    """One of two copies of a key writes, knowing nothing of the other."""
-    twin = world.rng.choice(world.twins)
-    text = twin.text("t")
-    with twin.transaction():
-        twin.map("m")[world.rng.choice("abc")] = world.rng.random()
-        text.insert(world.rng.randint(0, len(text)), "twin")
-        twin.array("a").append(-1 - world.rng.randrange(10))
+def fork(world: World) -> None:
+    """A writer tells two replicas different things, after some that are the same."""
+    one, other = world.rng.sample(world.nodes, 2)
+    writer = Writer(world)
+    same = [writer.write(world) for _ in range(world.rng.randint(0, 2))]
+    twin = writer.twin()
+    branches = [
+        [each.write(world) for _ in range(world.rng.randint(1, 2))] for each in (writer, twin)
+    ]
+    world.cut[writer.peer] = None
+    for node, branch in zip((one, other), branches, strict=True):
+        for envelope in (*same, *branch):
+            world.receive(node, envelope)
+        node.commit()
+    if one.holds(branches[0][0]) and other.holds(branches[1][0]):
+        world.cut[writer.peer] = len(same)  # else what was told may be lost before anybody sees
 
 
-def twin_speaks(world: World) -> None:
-    """Somebody hears of one of the copies, which hears of what the others have written."""
-    twin, document = world.rng.choice(world.twins), world.any()
-    world.hear(document, twin)
-    world.tell(twin, document)
+def revoke(world: World) -> None:
+    """A writer's updates go around, and the authority lets only the first of them count."""
+    writer = Writer(world)
+    envelopes = [writer.write(world) for _ in range(world.rng.randint(1, 3))]
+    upto = world.rng.randint(0, len(envelopes))
+    world.cut[writer.peer] = upto
+    ruling = rule(AUTHORITY, NAME, writer.peer, upto=upto)
+    before = world.rng.random() < 0.3
+    told = world.rng.choice(world.nodes)
+    if before:
+        told.learn([ruling])
+        told.commit()
+    for node in world.rng.sample(world.nodes, world.rng.randint(1, 2)):
+        for envelope in envelopes:
+            world.receive(node, envelope)
+    if not before:
+        told.learn([ruling])
+        told.commit()
 
 
 class Action(NamedTuple):
@@ -191,11 +227,12 @@ ACTIONS: dict[str, Action] = {
         (2, replay),
         (14, meet),
         (4, part),
-        (2, compact),
-        (2, crash),
+        (30, commit),
+        (4, crash),
+        (3, compact),
         (3, forge),
-        (14, twin_writes),
-        (14, twin_speaks),
+        (1, fork),
+        (1, revoke),
     )
 }
 
@@ -211,11 +248,7 @@ def run_schedule(seed: int, steps: int = STEPS) -> Outcome:
     rng = random.Random(seed)
     world = World(rng, rng.randint(3, 8))
     names = list(ACTIONS)
-    # Where somebody forks, arrays may lose what rests on it; so half of the schedules have none.
-    forks = seed % 2 == 1
-    weights = [
-        ACTIONS[name].weight if forks or not name.startswith("twin") else 0 for name in names
-    ]
+    weights = [ACTIONS[name].weight for name in names]
     for name in rng.choices(names, weights, k=steps):
         act(world, name)
     return world.finish(seed)
