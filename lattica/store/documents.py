@@ -24,6 +24,14 @@ from lattica.rpc import Rpc
 from lattica.store.conversation import Conversation
 from lattica.store.database import Database
 from lattica.store.document import Document
+from lattica.store.glances import (
+    Glance,
+    Roots,
+    Seen,
+    ask_for,
+    glance_at,
+    place_of_root,
+)
 from lattica.store.journal import Journal
 from lattica.store.messages import (
     MAX_BATCH,
@@ -41,6 +49,7 @@ from lattica.store.messages import (
 from lattica.store.open_copy import OpenCopy
 from lattica.store.presence_gossip import PresenceGossip, Present
 from lattica.store.service import DocumentsService
+from lattica.store.values import decode_value
 
 log = logging.getLogger("lattica.store")
 
@@ -164,6 +173,38 @@ class Documents:
             await self.synced(name)
         return copy.document
 
+    async def glance(self, name: str, *roots: str, agree: int = 1) -> Seen:
+        """Read `roots` (`map:NAME`, `array:NAME`, `text:NAME`, `count:NAME`) and keep nothing.
+
+        It is the word of the peers that are asked, linked ones first: `agree` of them must say
+        the same. Who opens a document instead keeps all of it and can prove it.
+
+        Raises:
+            DocumentError: no valid names, too large, no such peers, or they do not agree.
+        """
+        for root in roots:
+            place_of_root(root)
+        if (copy := self._copies.get(name)) is not None and agree == 1:
+            held = glance_at(copy.document, roots)
+            values = (decode_value(value) for value in held)
+            return Seen(dict(zip(roots, values, strict=True)), (self._rpc.local,))
+
+        async def ask(peer: PeerId) -> Glance | None:
+            stub = self._rpc.client(
+                peer, DocumentsService, SERVICE, timeout=self._config.call_timeout
+            )
+            return await stub.glance(name, roots)
+
+        linked = tuple(self._conversations)
+        seen = await ask_for(roots, linked, ask, agree=agree)
+        if seen is None and self._dht is not None:
+            key = dht_key(KIND, self._membership.mesh.raw + name.encode())
+            await self._link_up(self._dht, key, name, room=ENOUGH_PEERS + agree)
+            seen = await ask_for(roots, tuple(self._conversations), ask, agree=agree)
+        if seen is None:
+            raise DocumentError(f"fewer than {agree} peers with {name!r} open could be asked")
+        return seen
+
     @property
     def opened(self) -> dict[str, Document]:
         """The open documents by name."""
@@ -240,6 +281,11 @@ class Documents:
             if (conversation := self._conversations.get(other)) is not None:
                 conversation.showed(name, own)
         return is_whole
+
+    async def glanced(self, name: str, roots: Roots) -> Glance | None:
+        """See `service.Handler`."""
+        copy = self._copies.get(name)
+        return None if copy is None else glance_at(copy.document, roots)
 
     async def present(self, peer: PeerId, name: str, presences: Presences) -> None:
         """See `service.Handler`."""
@@ -324,8 +370,7 @@ class Documents:
                 self.counters[f"lookup:{type(error).__name__}"] += 1
             await anyio.sleep(self._config.sync_every * (LOOKUP_EVERY if announced else 1))
 
-    async def _link_up(self, dht: Dht, key: bytes, name: str) -> None:
-        room = ENOUGH_PEERS
+    async def _link_up(self, dht: Dht, key: bytes, name: str, *, room: int = ENOUGH_PEERS) -> None:
         for found in await dht.get(key, KIND, OpenedBy):
             if found.author == self._rpc.local or found.author in self._conversations:
                 continue

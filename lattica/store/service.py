@@ -7,6 +7,7 @@ from typing import Protocol
 from lattica.identity import grants
 from lattica.identity.keys import PeerId
 from lattica.rpc import caller, method
+from lattica.store.glances import Glance, Roots
 from lattica.store.messages import (
     Envelopes,
     Exchange,
@@ -34,6 +35,10 @@ class Handler(Protocol):
         """A peer sends what it believes to be new here."""
         ...
 
+    async def glanced(self, name: str, roots: Roots) -> Glance | None:
+        """A peer that keeps nothing of the document wants to read these of it."""
+        ...
+
     async def present(self, peer: PeerId, name: str, presences: Presences) -> None:
         """A peer passes on what it and others say of themselves."""
         ...
@@ -59,6 +64,11 @@ class DocumentsService:
         `also`: who else is sent them, and need not be told by this peer.
         """
         return await self._handler.pushed(caller().peer, document, envelopes, notices, also)
+
+    @method(scope=grants.CALL)
+    async def glance(self, document: Name, roots: Roots) -> Glance | None:
+        """What these roots hold here; None if the document is not open here."""
+        return await self._handler.glanced(document, roots)
 
     @method(scope=grants.CALL)
     async def present(self, document: Name, presences: Presences) -> None:
