@@ -37,6 +37,7 @@ from lattica.link.memory import MemoryLinks, MemoryNetwork
 from lattica.rpc import Rpc
 from lattica.store import Document, Documents
 from lattica.store.messages import Exchange, Update
+from lattica.store.open_copy import CHUNK
 from lattica.store.replica import Replica
 from lattica.store.values import encode_value
 
@@ -46,7 +47,6 @@ AUTHORS = 8
 KEYS = 100
 MISSING = 10
 PROCESSES = 8
-BATCH = 256  # envelopes taken in at a time, as from a link
 
 
 def written(changes: int, authors: int = AUTHORS) -> list[Replica]:
@@ -114,8 +114,8 @@ def apply_rates(changes: int, rounds: int) -> tuple[float, float]:
         plain.append(changes / (time.perf_counter() - began))
         target = made(AUTHORS + 1)
         began = time.perf_counter()
-        for start in range(0, changes, BATCH):
-            target.receive(envelopes[start : start + BATCH])
+        for start in range(0, changes, CHUNK):
+            target.receive(envelopes[start : start + CHUNK])
         ours.append(changes / (time.perf_counter() - began))
         assert sum(head.sequence for head in target.heads()) == changes
     return statistics.median(ours), statistics.median(plain)
@@ -138,8 +138,8 @@ async def _fill(folder: Path, envelopes: Sequence[Signed], config: StoreConfig) 
     async with _Alone(folder, config) as documents:
         document = await documents.open(DOCUMENT)
         copy = documents._copies[DOCUMENT]
-        for start in range(0, len(envelopes), BATCH):
-            await copy.receive(identity(1).peer_id, tuple(envelopes[start : start + BATCH]))
+        for start in range(0, len(envelopes), CHUNK):
+            await copy.receive(identity(1).peer_id, tuple(envelopes[start : start + CHUNK]))
         await document.compact()
 
 

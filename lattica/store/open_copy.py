@@ -41,7 +41,7 @@ from lattica.store.snapshots import open_snapshot, seal_snapshot
 
 log = logging.getLogger("lattica.store")
 
-CHUNK = 256  # envelopes read between two turns of the event loop
+CHUNK = 512  # envelopes read between two turns of the event loop
 _CUT = ("forked", "revoked")
 
 T = TypeVar("T")

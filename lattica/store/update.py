@@ -49,7 +49,7 @@ class Deleted(NamedTuple):
     stop: int
 
 
-class UpdateFacts(msgspec.Struct, frozen=True):
+class UpdateFacts(msgspec.Struct, frozen=True, gc=False):
     """What an update writes and what it rests on."""
 
     client: int | None  # whose entries it adds; None: it only deletes
