@@ -14,7 +14,7 @@ from lattica.identity import grants
 from lattica.identity.grants import Membership
 from lattica.identity.keys import Identity
 from lattica.identity.signed import Signed
-from lattica.store.kinds import ARRAY, MAP
+from lattica.store.kinds import ARRAY
 from lattica.store.ledger import counter_key
 from lattica.store.messages import DOMAIN, GENESIS, Update
 from lattica.store.replica import Replica
@@ -82,25 +82,23 @@ def malformed(world: World) -> Signed | None:
 
 
 def misplaced(world: World) -> Signed | None:
-    """By a writer, text beside an item of an array or in the place of a map's entry."""
+    """By a writer, text beside an item of an array."""
     node = world.rng.choice(world.nodes)
     node.commit()  # else it may lose what this is put beside, and write something else there
     state = node.document.state
-    # Not beside what may come to count no more: that would go with it instead.
-    honest = {client_id(node.peer) for node in world.nodes}
+    # Not where a `Writer` writes: beside what counts no more it would go with that instead.
     held = [
         unit
         for unit in live_units(state._doc.get_update())
-        if unit[0] in honest and state.ledger.place_at(*unit).kind in (MAP, ARRAY)
+        if state.ledger.place_at(*unit)[:2] in ((ARRAY, "a"), (ARRAY, "b"))
     ]
     if not held:
         return None
     beside = world.rng.choice(held)
-    is_keyed = state.ledger.place_at(*beside).key is not None
     rogue = client_id(rogue_of(world).peer_id)
     ids = b"".join(map(encode_number, (rogue, 0)))
     left = b"".join(map(encode_number, beside))
-    info = bytes((0x80 | (0x20 if is_keyed else 0) | STRING,))
+    info = bytes((0x80 | STRING,))
     return sealed(world, b"\x01\x01" + ids + info + left + b"\x01x" + b"\x00")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 
 from lattica import Peer, PeerOptions
-from lattica.store.document import Document
+from lattica.store import Document
 
 
 async def show(todo: Document) -> None:

@@ -11,6 +11,8 @@ from lattica.store.values import decode_value, encode_value
 if TYPE_CHECKING:
     import pycrdt
 
+_PART = 64  # items that are put in as neighbours
+
 
 class DocumentArray(MutableSequence[Any]):
     """A list of plain values (see `DocumentMap`) into which all peers may insert.
@@ -96,8 +98,11 @@ class DocumentArray(MutableSequence[Any]):
         items = self._items
         if stop > start:
             del items[start:stop]
-        for offset, data in enumerate(encoded):
-            items.insert(start + offset, data)
+        # pycrdt joins neighbours when a transaction ends, each time copying what it has joined.
+        # Parts that are put in from the last to the first are no such neighbours.
+        for first in range((len(encoded) - 1) // _PART * _PART, -1, -_PART):
+            for offset, data in enumerate(encoded[first : first + _PART]):
+                items.insert(start + offset, data)
 
     @property
     def _items(self) -> pycrdt.Array[Any]:

@@ -20,6 +20,7 @@ from lattica.store.order import Order, Piece
 from lattica.store.update import ANY, STRING, Entry, UpdateFacts
 
 MAX_COUNT = 2**63
+MAX_LOOKUPS = 256  # in the order of a sequence, for one update; each may take a millisecond
 
 
 class Run(NamedTuple):
@@ -63,6 +64,7 @@ class Ledger:
         self._authors: dict[int, Author] = {}
         self._runs: dict[Place, Run] = {}  # one object for all entries of a key
         self._order: Order | None = None  # made when it is first needed
+        self._lookups = 0  # in it, for the update that is read
 
     def take_quickly(self, facts: UpdateFacts) -> bool:
         """Do what `read` and `take` would, for one entry of a map in the place of another.
@@ -97,6 +99,7 @@ class Ledger:
             DocumentError: it does not fit.
         """
         reading = Reading([], [], facts.end, [])
+        self._lookups = 0
         halves = frozenset(facts.halves)
         for entry in facts.entries:
             run = self._place(facts, reading, halves, entry)
@@ -231,7 +234,7 @@ class Ledger:
         if entry.content == (ANY if place.kind == TEXT else STRING):
             raise DocumentError(f"an entry of the {place.kind} {place.name!r:.80} is of no such")
         if place.kind not in KEYED:
-            self._require_neighbours(facts, halves, entry, left, right)
+            self._require_neighbours(facts, reading, halves, entry, left, right)
             return Run(place, entry.left, entry.right)
         if entry.right is not None or (entry.content == ANY and entry.length != 1):
             raise DocumentError(f"an entry of the {place.kind} {place.name!r:.80} is not one value")
@@ -259,6 +262,7 @@ class Ledger:
     def _require_neighbours(
         self,
         facts: UpdateFacts,
+        reading: Reading,
         halves: frozenset[int],
         entry: Entry,
         left: Run | None,
@@ -274,7 +278,7 @@ class Ledger:
             self._require_whole(facts, halves, (entry.left[0], entry.left[1] + 1))
         if entry.right is not None:
             self._require_whole(facts, halves, entry.right)
-        lower = None if right is None else self._left_of(facts, entry.right, right)
+        lower = None if right is None else self._left_of(facts, reading, entry.right, right)
         upper = None if left is None else left.right
         if entry.right is not None and lower == entry.left:
             return
@@ -287,6 +291,12 @@ class Ledger:
         for client, clock in (entry.left, entry.right):
             if client == facts.client and clock >= facts.start:
                 raise DocumentError("an entry stands between two that were never neighbours")
+        self._lookups += 1
+        if self._lookups > MAX_LOOKUPS:
+            raise DocumentError(
+                f"more than {MAX_LOOKUPS} entries of one transaction stand between what others "
+                "wrote at once; use several transactions"
+            )
         if self._order is None:
             self._order = Order()
             self._order.add(
@@ -296,15 +306,16 @@ class Ledger:
         if not self._order.rises(left.place, (lower, entry.left), (entry.right, upper)):
             raise DocumentError("an entry stands between two that were never neighbours")
 
-    def _left_of(self, facts: UpdateFacts, unit: Id | None, run: Run) -> Id | None:
+    def _left_of(
+        self, facts: UpdateFacts, reading: Reading, unit: Id | None, run: Run
+    ) -> Id | None:
+        """What a unit was put after; `run` is the one that it is in."""
         assert unit is not None
         client, clock = unit
-        if client == facts.client and clock >= facts.start:
-            # Of the same update: its run is the last found, and starts with an entry.
-            starts = {entry.start: entry for entry in facts.entries}
-            return starts[clock].left if clock in starts else (client, clock - 1)
-        author = self._authors[client]
-        start = author.starts[bisect_right(author.starts, clock) - 1]
+        starts = self._authors[client].starts if client in self._authors else []
+        if client == facts.client and clock >= facts.start and reading.starts:
+            starts = reading.starts if clock >= reading.starts[0] else starts
+        start = starts[bisect_right(starts, clock) - 1]
         return run.left if start == clock else (client, clock - 1)
 
     def _require_whole(self, facts: UpdateFacts, halves: frozenset[int], unit: Id) -> None:

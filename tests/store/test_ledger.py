@@ -108,6 +108,41 @@ def test_whoever_goes_on_between_what_two_wrote_at_once_is_let_in(kind, content)
     meet(one, two, three)
 
 
+def test_what_takes_long_to_judge_is_refused_before_it_takes_long(monkeypatch):
+    """Each such entry is looked up in the order of the whole sequence."""
+    monkeypatch.setattr("lattica.store.ledger.MAX_LOOKUPS", 3)
+    docs = [document(number) for number in range(1, 11)]
+    for doc in docs:
+        doc.array("x").append(1)
+    meet(*docs)
+    before = docs[0].to_dict()
+
+    def write(count: int) -> None:
+        with docs[0].transaction():
+            for place in range(count, 0, -1):
+                docs[0].array("x").insert(place, 2)
+
+    with pytest.raises(DocumentError, match="several transactions"):
+        write(4)
+    assert docs[0].to_dict() == before
+    write(3)
+    meet(*docs)
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 129, 1000])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_many_items_at_once_are_in_order_on_all_peers(count, at):
+    one, two = document(1), document(2)
+    one.array("x").extend(["first", "last"])
+    one.array("x")[at:at] = range(count)
+    meet(one, two)
+    items: list[object] = ["first", "last"]
+    items[at:at] = range(count)
+    assert two.array("x") == items
+    two.array("x").insert(count // 2, "more")
+    meet(one, two)
+
+
 # ------------------------------------------------------------------- neighbours that were none
 
 
