@@ -50,7 +50,7 @@ def test_the_schedules_do_all_that_they_can():
     ("guard", "replacement"),
     [
         ("lattica.store.ledger.COUNT", "nothing"),
-        ("lattica.store.replica.Chain.check", lambda *_: None),
+        ("lattica.store.chain.Chain.check", lambda *_: None),
         ("lattica.store.replica.Replica._cut", lambda *_: False),
         ("lattica.store.state.State._collect", lambda *_: None),
     ],
