@@ -37,8 +37,8 @@ from lattica.link.memory import MemoryLinks, MemoryNetwork
 from lattica.rpc import Rpc
 from lattica.store import Document, Documents
 from lattica.store.messages import Exchange, Update
-from lattica.store.open_copy import CHUNK
 from lattica.store.replica import Replica
+from lattica.store.shelf import CHUNK
 from lattica.store.values import encode_value
 
 ENGINE = "-"

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import anyio
-import msgspec
 
 from lattica.clock import Clock
 from lattica.config import StoreConfig
-from lattica.errors import GrantError, StoreError
+from lattica.errors import GrantError
 from lattica.identity import grants, wire
 from lattica.identity.grants import Membership
 from lattica.identity.keys import Identity, PeerId
 from lattica.identity.signed import Signed
 from lattica.store.awareness import Awareness
 from lattica.store.chain import Link
-from lattica.store.database import Database, NoticeRow, Part, Row, SnapshotRow
+from lattica.store.database import Database, NoticeRow, Row, SnapshotRow
 from lattica.store.document import Document
 from lattica.store.journal import Journal
 from lattica.store.messages import (
-    MAX_BATCH,
     Envelopes,
     Head,
     Heads,
@@ -36,15 +33,11 @@ from lattica.store.notices import Verdict, rule
 from lattica.store.presence import PresenceBook
 from lattica.store.reading import Incoming
 from lattica.store.replica import Refusal, Replica
-from lattica.store.sending import MAX_SHOWN, Batch, cut_batch, samples, wanted
-from lattica.store.snapshots import open_snapshot, seal_snapshot
+from lattica.store.sending import MAX_SHOWN, Batch
+from lattica.store.shelf import CHUNK, CUT, Shelf
+from lattica.store.snapshots import seal_snapshot
 
 log = logging.getLogger("lattica.store")
-
-CHUNK = 512  # envelopes read between two turns of the event loop
-_CUT = ("forked", "revoked")
-
-T = TypeVar("T")
 
 
 class OpenCopy:
@@ -80,6 +73,7 @@ class OpenCopy:
         self._committed: dict[PeerId, int] = {}
         self._compacting = False
         self._reading_again = anyio.Lock()
+        self._shelf = Shelf(name, identity, database, journal)
         self.replica = self._fresh()
         self.presence = PresenceBook(name, identity, membership, config)
         self.document = Document(
@@ -90,7 +84,7 @@ class OpenCopy:
             synced=synced,
             rule=self.rule,
             compact=self.compact,
-            archived=self._archived,
+            archived=lambda: self._shelf.archived(self.replica, config.sync_batch),
             awareness=Awareness(self.presence, moved),
         )
 
@@ -102,55 +96,7 @@ class OpenCopy:
         Raises:
             StoreError: the file cannot be read, or what it holds does not verify.
         """
-        self._committed = await self._load(self.replica, from_snapshot=from_snapshot)
-
-    async def _load(self, replica: Replica, *, from_snapshot: bool) -> dict[PeerId, int]:
-        in_thread, database = self._journal.in_thread, self._database
-        for data in await in_thread(database.notices, self.name):
-            replica.learn([self._decode(data, Notice)])
-        bases: dict[bytes, int] = {}
-        data = await in_thread(database.snapshot, self.name) if from_snapshot else b""
-        if data:
-            snapshot = open_snapshot(data, self._identity, replica.mesh, self.name)
-            if snapshot is None:
-                log.warning("%s: its snapshot is damaged; all is read instead", self.name)
-            else:
-                replica.restore(snapshot)
-                bases = {mark.author.raw: mark.sequence for mark in snapshot.chains}
-        stored = await in_thread(database.load, self.name, bases)
-        for start in range(0, len(stored), CHUNK):
-            envelopes = [self._decode(data, Signed) for data in stored[start : start + CHUNK]]
-            taken = replica.receive(envelopes)
-            for refusal in taken.refusals:
-                if not self._may_lack(replica, refusal):
-                    raise self._damaged(refusal.error)
-            if taken.waiting:
-                raise self._damaged("an update is missing")
-            await anyio.lowlevel.checkpoint()
-        return {head.author: head.sequence for head in replica.heads()}
-
-    def _may_lack(self, replica: Replica, refusal: Refusal) -> bool:
-        """Whether a row may be left out: cut since, or vouched for by one that never came."""
-        if refusal.error.reason in _CUT:
-            return True
-        author = refusal.envelope.author
-        return (
-            refusal.error.reason == "forged"
-            and author in replica.chains
-            and (author != self._identity.peer_id)
-        )
-
-    def _decode(self, data: bytes, kind: type[T]) -> T:
-        try:
-            return wire.decode(data, kind)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise self._damaged(error) from None
-
-    def _damaged(self, why: object) -> StoreError:
-        return StoreError(
-            f"{self._database.path} is damaged at {self.name!r}: {why}; "
-            "move it away to fetch the documents from peers again"
-        )
+        self._committed = await self._shelf.load(self.replica, from_snapshot=from_snapshot)
 
     async def _read_again(self) -> None:
         """A notice cuts what is on disk only: make the replica anew from there."""
@@ -159,7 +105,7 @@ class OpenCopy:
                 old, fresh = self.replica, self._fresh()
                 fresh.learn(old.notices)
                 await self._journal.flush()
-                committed = await self._load(fresh, from_snapshot=False)
+                committed = await self._shelf.load(fresh, from_snapshot=False)
                 if fresh.is_stale or old.state.writing:
                     continue
                 # What was accepted meanwhile.
@@ -194,29 +140,13 @@ class OpenCopy:
         batch = self.replica.missing(theirs, limit=limit, committed=committed)
         if batch is not None:
             return batch
-        differing = {head.author for head, _ in await self._differing(theirs)}
-        parts = [
-            Part(part.author.raw, part.start, part.stop)
-            for part in wanted(self.replica.chains.values(), theirs, committed)
-            if part.author not in differing
-        ]
-        rows, is_all = await self._journal.in_thread(self._database.read, self.name, parts, limit)
-        return cut_batch(self._links(rows), limit * 2, is_all=is_all)
+        return await self._shelf.missing(self.replica, theirs, committed, limit)
 
     async def contradictions(self, theirs: Heads) -> Envelopes:
         """Envelopes that show a peer that authors have forked."""
-        found = list(self.replica.contradictions(theirs))
+        found = self.replica.contradictions(theirs)
         size = sum(len(envelope.payload) for envelope in found)
-        wanted_too = [
-            (head.author, sequence)
-            for head, _ in await self._differing(theirs)
-            for sequence in samples(head.sequence)
-        ]
-        for envelope in (await self._at(wanted_too[:MAX_BATCH])).values():
-            if size < MAX_SHOWN:
-                found.append(envelope)
-                size += len(envelope.payload)
-        return tuple(found)
+        return (*found, *await self._shelf.shown(self.replica, theirs, MAX_SHOWN - size))
 
     async def receive(self, source: PeerId, envelopes: Envelopes) -> bool:
         """See `Copy`."""
@@ -228,7 +158,7 @@ class OpenCopy:
             for refusal in taken.refusals:
                 self._refused(source, refusal)
                 # Whoever sends what does not count has not heard of it.
-                is_whole = is_whole and refusal.error.reason not in _CUT
+                is_whole = is_whole and refusal.error.reason not in CUT
             is_whole = is_whole and not taken.waiting
             self._accepted(taken.links)
             self._judged(taken.verdicts)
@@ -255,31 +185,11 @@ class OpenCopy:
         links = [self.replica.find(envelope) for envelope in envelopes]
         return tuple(Head(k.envelope.author, k.sequence, k.hash) for k in links if k)
 
-    async def _differing(self, theirs: Heads) -> list[tuple[Head, Signed]]:
-        """Heads at places that are on disk only here, where other envelopes are."""
-        chains = self.replica.chains
-        archived = [
-            head
-            for head in theirs
-            if head.author in chains
-            and head.sequence <= chains[head.author].base
-            and chains[head.author].hash_at(head.sequence) != head.hash
-        ]
-        if not archived:
-            return []
-        kept = await self._at([(head.author, head.sequence) for head in archived])
-        found = []
-        for head in archived:
-            ours = kept.get((head.author, head.sequence))
-            if ours is not None and envelope_hash(ours) != head.hash:
-                found.append((head, ours))
-        return found
-
     async def _compare(self, incoming: Incoming) -> bool:
         """Whether an envelope is the one that is on disk in its place; if not, it is a fork."""
         author, update = incoming.envelope.author, incoming.update
         here, last = (author, update.sequence), (author, update.sequence - 1)
-        kept = await self._at([here, last])
+        kept = await self._shelf.at([here, last])
         ours, before = kept.get(here), kept.get(last)
         if ours is not None and envelope_hash(ours) == incoming.hash:
             return True
@@ -290,35 +200,6 @@ class OpenCopy:
             return True  # what is there has been cut meanwhile
         self._judged(self.replica.contradicted(contradicted, incoming))
         return False
-
-    async def _at(self, places: Sequence[tuple[PeerId, int]]) -> dict[tuple[PeerId, int], Signed]:
-        raw = [(author.raw, sequence) for author, sequence in places]
-        rows = await self._journal.in_thread(self._database.at, self.name, raw)
-        return {
-            (PeerId(author), sequence): self._decode(data, Signed)
-            for (author, sequence), data in rows.items()
-        }
-
-    async def _archived(self) -> AsyncIterator[Sequence[Link]]:
-        """The envelopes that are on disk only, in order."""
-        chains = self.replica.chains.values()
-        parts = {chain.author.raw: Part(chain.author.raw, 0, chain.base) for chain in chains}
-        is_all = False
-        while not is_all:
-            rows, is_all = await self._journal.in_thread(
-                self._database.read, self.name, tuple(parts.values()), self._config.sync_batch
-            )
-            for row in rows:
-                parts[row.author] = parts[row.author]._replace(start=row.sequence)
-            yield self._links(rows)
-
-    def _links(self, rows: Sequence[Row]) -> list[Link]:
-        links = []
-        for position, row in enumerate(rows):
-            envelope = self._decode(row.envelope, Signed)
-            digest = envelope_hash(envelope)
-            links.append(Link(position, row.sequence, envelope, digest, 0.0, False))
-        return links
 
     # -------------------------------------------------------------------------- to disk
 
@@ -422,7 +303,7 @@ class OpenCopy:
         reason = refusal.error.reason
         self._counters[f"refused:{reason}"] += 1
         log.log(
-            logging.DEBUG if reason in _CUT else logging.WARNING,
+            logging.DEBUG if reason in CUT else logging.WARNING,
             "%s: refused an update by %s, brought by %s: %s",
             self.name,
             refusal.envelope.author.short,
