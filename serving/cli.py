@@ -40,7 +40,7 @@ def register(name: str, parser: argparse.ArgumentParser) -> None:
 def register_serve(parser: argparse.ArgumentParser) -> None:
     """`lattica serve MODEL`."""
     parser.add_argument(
-        "model", help="a model folder, or the name of a model that the mesh serves already"
+        "model", help="a model folder, its id (b3-…), or the name of a model that the mesh serves"
     )
     parser.add_argument(
         "--layers",
@@ -105,7 +105,6 @@ async def serve(args: argparse.Namespace, peer: Peer) -> None:
         peer,
         args.model,
         layers=args.layers,
-        directory=peer.home.directory / "models",
         name=args.model_name,
         capacity=args.capacity,
         config=config,
@@ -123,7 +122,7 @@ async def gateway(args: argparse.Namespace, peer: Peer, listener: Any = None) ->
     """
     listener = listener or bind(args.host, args.port)
     client = await Client.open(peer)
-    app = (await Gateway.open(peer, peer.home.directory / "models", client)).app()
+    app = (await Gateway.open(peer, client)).app()
     async with serving(app, listener) as url:
         if args.json:
             print_json({"event": "gateway", "url": f"{url}/v1"})

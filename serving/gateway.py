@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import anyio
@@ -111,19 +110,17 @@ class Work:
 class Gateway:
     """Answers HTTP requests by generating over the mesh."""
 
-    def __init__(self, peer: MeshPeer, client: Client, roster: Roster, directory: Path) -> None:
-        """`directory`: where configs and tokenizers of models are kept."""
+    def __init__(self, peer: MeshPeer, client: Client, roster: Roster) -> None:
         self._peer = peer
         self._client = client
         self._roster = roster
-        self._directory = directory
         self._models: dict[str, TextModel] = {}  # by manifest
         self._loading = anyio.Lock()
 
     @classmethod
-    async def open(cls, peer: MeshPeer, directory: Path, client: Client | None = None) -> Gateway:
+    async def open(cls, peer: MeshPeer, client: Client | None = None) -> Gateway:
         """A gateway of the peer's mesh."""
-        return cls(peer, client or await Client.open(peer), await Roster.open(peer), directory)
+        return cls(peer, client or await Client.open(peer), await Roster.open(peer))
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -172,7 +169,7 @@ class Gateway:
         async with self._loading:
             found = self._models.get(claim.manifest)
             if found is None:
-                source = ModelSource(self._peer, name, self._directory, by_name=True)
+                source = ModelSource(self._peer, name, by_name=True)
                 folder = await source.open(self._roster)
                 tokenizer = await anyio.to_thread.run_sync(Tokenizer, folder.directory)
                 found = TextModel(source, tokenizer, folder.eos)

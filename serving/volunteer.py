@@ -49,24 +49,23 @@ class Volunteer:
         source: Path | str,
         *,
         layers: Layers = "auto",
-        directory: Path,
         name: str | None = None,
         capacity: int | None = None,
         config: ServingConfig | None = None,
         clock: Clock | None = None,
         on_change: Callable[[StageInfo], None] = lambda _: None,
     ) -> None:
-        """`source`: a model folder, or the name of a model that the mesh serves already.
+        """`source`: a model folder, an id of its files as `lattica blocks add` prints it, or the
+        name of a model that the mesh serves already.
 
-        `directory`: where fetched files go. `name`: how the model is called; the folder's
-        name if None. `capacity`: layers held at most; what fits into memory if None.
-        `on_change` hears of every new state.
+        `name`: how the model is called; the folder's name, or the id, if None. `capacity`: layers
+        held at most; what fits into memory if None. `on_change` hears of every new state.
         """
         self.config = config or ServingConfig()
         self.provided: dict[str, int] = {}  # bytes fetched, by the provider's PeerId
         self._peer = peer
         self._me = peer.identity.peer_id
-        self._source = ModelSource(peer, source, directory, name=name)
+        self._source = ModelSource(peer, source, name=name)
         self._layers = layers
         self._capacity = capacity
         self._clock = clock or SystemClock()

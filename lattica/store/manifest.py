@@ -122,6 +122,11 @@ def to_id(digest: bytes) -> str:
     return PREFIX + base64.b32encode(digest).decode().rstrip("=").lower()
 
 
+def is_manifest_id(text: str) -> bool:
+    """Whether this is how an id is written."""
+    return _ID.fullmatch(text) is not None
+
+
 def to_hash(manifest_id: str) -> bytes:
     """The hash that an id names.
 

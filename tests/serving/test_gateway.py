@@ -49,7 +49,6 @@ class House:
             peer,
             self.chat,
             layers=layers,  # type: ignore[arg-type]
-            directory=self.tmp_path / peer.name,
             config=config,
         )
         self.peers.append(peer)
@@ -59,7 +58,7 @@ class House:
         """Start the gateway."""
         peer = await self.mesh.peer("gateway")
         client = await Client.open(peer, CONFIG)
-        gateway = await Gateway.open(peer, self.tmp_path / "gateway", client)
+        gateway = await Gateway.open(peer, client)
         self.url = await self.mesh.enter(serving(gateway.app(), bind("127.0.0.1", 0)))
         self.openai = await self.mesh.enter(
             openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)

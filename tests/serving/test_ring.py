@@ -55,7 +55,6 @@ class Ring:
             peer,
             source or self.source,
             layers=layers,
-            directory=self.tmp_path / name,
             config=self.config,
             **options,  # type: ignore[arg-type]
         )

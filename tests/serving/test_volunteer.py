@@ -57,9 +57,7 @@ async def volunteer(
     """A new peer that volunteers."""
     peer = await mesh.peer(name)
     options.setdefault("config", CONFIG)
-    entered = await mesh.enter(
-        Volunteer(peer, source, layers=layers, directory=tmp_path / name, **options)
-    )
+    entered = await mesh.enter(Volunteer(peer, source, layers=layers, **options))
     return peer, entered
 
 
@@ -82,8 +80,7 @@ async def test_volunteers_that_start_at_once_do_not_take_the_same_layers(
     everybody = anyio.Event()
 
     async def run(peer: FakePeer) -> None:
-        folder = tmp_path / peer.name
-        one = Volunteer(peer, llama, layers="auto", directory=folder, capacity=2, config=CONFIG)
+        one = Volunteer(peer, llama, layers="auto", capacity=2, config=CONFIG)
         async with one:
             taken.append(one.info)
             if len(taken) == 4:
@@ -121,6 +118,21 @@ async def test_a_name_is_enough_where_the_mesh_has_the_model(
     assert one.provided[str(first.id)] > sum((here / n).stat().st_size for n in weights(here))
 
 
+async def test_the_id_of_its_files_is_enough_and_they_are_not_copied(
+    mesh: Mesh, llama: Path, tmp_path: Path
+) -> None:
+    first, _ = await volunteer(mesh, tmp_path, "a", llama, Span(0, 2))
+    manifest = await first.blocks.add(llama)
+    peer = await mesh.peer("b")
+    options: dict[str, Any] = {"layers": Span(2, 4), "name": "tiny-llama", "config": CONFIG}
+    one = await mesh.enter(Volunteer(peer, manifest, **options))
+    assert one.info.model == "tiny-llama"
+    assert one.info.manifest == manifest
+    for path in one.model_directory.glob("*.safetensors"):
+        assert path.is_symlink()
+        assert path.resolve().is_relative_to(peer.blocks._directory)
+
+
 async def test_a_standby_has_every_file_before_it_is_needed(
     mesh: Mesh, llama: Path, tmp_path: Path
 ) -> None:
@@ -143,18 +155,18 @@ async def test_errors_of_the_source_leave_nothing_behind(
 ) -> None:
     peer = await mesh.peer("a")
     with pytest.raises(ModelDirError, match="no model directory"):
-        Volunteer(peer, "./nowhere", directory=tmp_path)
+        Volunteer(peer, "./nowhere")
     (tmp_path / "empty").mkdir()
     for source, layers, error in (
         (tmp_path / "empty", "auto", ModelDirError),
         (llama, Span(4, 9), SpanError),
     ):
         with pytest.raises(error):
-            await Volunteer(peer, source, layers=layers, directory=tmp_path).__aenter__()
+            await Volunteer(peer, source, layers=layers).__aenter__()
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_bytes((llama / "config.json").read_bytes())
     with pytest.raises(WeightsError, match="no weights"):
-        await Volunteer(peer, tmp_path / "bare", directory=tmp_path).__aenter__()
+        await Volunteer(peer, tmp_path / "bare").__aenter__()
     assert (await Roster.open(peer)).claims() == {}
 
 
@@ -165,7 +177,7 @@ async def test_an_unknown_name_says_what_there_is(
     await volunteer(mesh, tmp_path, "a", llama, Span(0, 6))
     peer = await mesh.peer("b")
     with pytest.raises(UnknownModelError, match=r"'other': the mesh serves tiny-llama; give"):
-        await Volunteer(peer, "other", directory=tmp_path).__aenter__()
+        await Volunteer(peer, "other").__aenter__()
 
 
 async def test_malformed_entries_are_dropped_and_counted(
@@ -195,10 +207,10 @@ async def test_a_claim_of_another_peers_model_is_not_believed(
 async def test_leaving_takes_the_entry_along(mesh: Mesh, llama: Path, tmp_path: Path) -> None:
     peer = await mesh.peer("a")
     roster = await Roster.open(peer)
-    async with Volunteer(peer, llama, layers=Span(0, 2), directory=tmp_path, config=CONFIG):
+    async with Volunteer(peer, llama, layers=Span(0, 2), config=CONFIG):
         assert peer.id in roster.claims()
     assert roster.claims() == {}
-    async with Volunteer(peer, llama, layers=Span(2, 4), directory=tmp_path, config=CONFIG):
+    async with Volunteer(peer, llama, layers=Span(2, 4), config=CONFIG):
         assert roster.claims()[peer.id].span == Span(2, 4)
 
 
