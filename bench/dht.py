@@ -69,11 +69,19 @@ def simulate(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     return anyio.run(main, backend_options={"loop_factory": VirtualLoop})
 
 
-async def churn(peers: int, *, minutes: int, seed: int = 1) -> Found:
-    """Peers come and go, lose packets and lie; the honest ones look for each other's records."""
-    async with World(seed=seed, loss=LOSS) as world:
-        for number in range(peers):
-            await world.start(is_liar=number % int(1 / LIARS) == int(1 / LIARS) - 1)
+async def churn(peers: int, *, minutes: int, seed: int = 1, joined: bool = True) -> Found:
+    """Peers come and go, lose packets and lie; the honest ones look for each other's records.
+
+    All have joined one after the other, or stand as if they had.
+    """
+    # Peers that stand as if they had met go on to fill their tables, which is not what is sought.
+    config = None if joined else DhtConfig(maintain_every=20.0, refresh_every=3600.0)
+    async with World(seed=seed, loss=LOSS, config=config) as world:
+        if joined:
+            for number in range(peers):
+                await world.start(is_liar=number % int(1 / LIARS) == int(1 / LIARS) - 1)
+        else:
+            await world.settle(peers, liars=LIARS)
         keys: dict[SimPeer, bytes] = {}
         for peer in world.random.sample(world.honest, min(200, len(world.honest))):
             keys[peer] = dht_key("bench", peer.id.raw.hex())

@@ -132,8 +132,21 @@ class World:
         peer.dht.serve()
         return peer
 
+    async def settle(self, count: int, *, liars: float = 0.0) -> None:
+        """So many peers at once, of whom a share lies, as if all had met: far sooner than joining.
+
+        They have said nothing yet, not even where they are.
+        """
+        for number in range(count):
+            started = anyio.Event()
+            peer = self.add(is_liar=int(number * liars) != int((number + 1) * liars))
+            self._tasks.start_soon(self._live, peer, started)
+            await started.wait()
+        self.fill_tables()
+
     def fill_tables(self) -> None:
         """As if all had met: k contacts in each bucket that has so many (Kademlia paper §2.2)."""
+        now = self.clock.monotonic()
         nodes = sorted((PeerNode(each) for each in self.peers), key=lambda node: node.long_id)
         places = [node.long_id for node in nodes]
         for node in nodes:
@@ -155,6 +168,8 @@ class World:
                     <= 1
                 ):
                     break  # nobody shares more
+            for bucket in table.buckets:  # and not all at the same time
+                bucket.last_updated = now - self.random.uniform(0, self.config.refresh_every)
 
     async def kill(self, peer: SimPeer) -> None:
         """It vanishes without a word; those linked to it notice after a while."""

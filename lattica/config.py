@@ -213,6 +213,7 @@ class DhtConfig(msgspec.Struct, frozen=True, kw_only=True):
     slow_query: float = 0.3  # an unanswered query then frees its place among the alpha
     suspect_for: float = 5.0  # a peer that did not answer is not asked again for so long
     refresh_every: float = 600.0
+    doubt_after: float = 60.0  # the oldest of a full bucket is asked if it lives, if so long silent
     maintain_every: float = 5.0
     save_every: float = 60.0  # what is kept for others is written to disk, if it changed
     max_sponsored: int = 1024  # records of others that one peer may hand over to this one,

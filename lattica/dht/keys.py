@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 from lattica.identity.keys import PeerId
 
@@ -10,6 +11,7 @@ KEY_BYTES = 20  # kademlia's table assumes 160 bits
 KEY_BITS = 8 * KEY_BYTES
 
 
+@lru_cache(maxsize=16_384)  # each answer to a look-up names twenty peers, mostly the same ones
 def node_id(peer: PeerId) -> bytes:
     """Where a peer stands: a hash of its proven key, so nobody chooses a place freely."""
     return _digest(b"node", peer.raw)

@@ -49,7 +49,7 @@ class Neighbours:
         self._entries: dict[PeerId, Contact] = {}  # where this peer was told to start
         self._probing: set[PeerId] = set()
         self._tasks: anyio.abc.TaskGroup | None = None
-        self.table = Table(rpc.local, config.k, self.check)
+        self.table = Table(rpc.local, config.k, self._doubt)
         self.protocol = DhtProtocol(
             rpc,
             self.table,
@@ -177,11 +177,18 @@ class Neighbours:
             for node in self.table.closest(where, self._config.alpha):
                 answer = await self.protocol.call_find_node(node, Node(key))
                 if answer is not None:
-                    for heard in answer.nodes:
-                        if self.table.has_room_for(heard):
-                            self.check(heard)
+                    self._try(answer.nodes)
                     break
         return len(places)
+
+    def _try(self, nodes: Sequence[PeerNode]) -> None:
+        """Ping peers that are not in the table, as many as there is room for."""
+        tried: Counter[int] = Counter()  # by bucket
+        for node in nodes:
+            bucket = self.table.get_bucket_for(node)
+            if self.table.has_room_for(node, beside=tried[bucket]):
+                tried[bucket] += 1
+                self.check(node)
 
     def _stale_places(self) -> list[bytes]:
         """A place in each bucket that has seen no look-up for a while, not the same every time."""
@@ -224,11 +231,21 @@ class Neighbours:
         known = self.table.find(node.peer)
         if known is not None:
             known.addresses = node.addresses or known.addresses
+            known.heard = self._clock.monotonic()
             self.table.add_contact(known)
+            return
+        oldest = self.table.full_bucket_of(node)
+        if oldest is not None:  # there is no place for it, so it need not prove that it answers
+            self._doubt(oldest)
             return
         if node.addresses:
             self._rpc.links.learn(node.peer, node.addresses)
         self.check(node)
+
+    def _doubt(self, oldest: PeerNode) -> None:
+        """A bucket is full: its oldest contact makes room for others if it no longer answers."""
+        if oldest.heard + self._config.doubt_after <= self._clock.monotonic():
+            self.check(oldest)
 
     def check(self, node: PeerNode) -> None:
         """Ping a peer in the background: in the table if it answers, out of it if not."""

@@ -193,6 +193,7 @@ class DhtProtocol:
     def _answered(self, node: PeerNode, addresses: Sequence[str]) -> None:
         self.trust(node.peer)
         node.strikes = 0
+        node.heard = self._clock.monotonic()
         said = clean_addresses(addresses)
         if said:
             node.addresses = said

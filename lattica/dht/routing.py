@@ -24,6 +24,7 @@ class PeerNode(Node):  # type: ignore[misc]  # kademlia has no types
         self.peer = peer
         self.addresses = addresses
         self.strikes = 0  # calls in a row that went unanswered
+        self.heard = float("-inf")  # when it last showed life, in monotonic seconds
 
     @property
     def contact(self) -> Contact:
@@ -73,16 +74,28 @@ class Table(RoutingTable):  # type: ignore[misc]  # kademlia has no types
             bucket: KBucket = self.buckets[index]
             if bucket.add_node(node):
                 return
-            # Kademlia paper §4.2: split if our own id is in range, or to keep the tree relaxed.
-            if not (bucket.has_in_range(self.node) or bucket.depth() % 5 != 0):
+            if not self._may_split(bucket):
                 break
             self.split_bucket(index)
         self._on_full(bucket.head())
 
-    def has_room_for(self, node: PeerNode) -> bool:
-        """Whether a peer is not in the table and would find room in its bucket as it is."""
+    def _may_split(self, bucket: KBucket) -> bool:
+        # Kademlia paper §4.2: split if our own id is in range, or to keep the tree relaxed.
+        return bool(bucket.has_in_range(self.node) or bucket.depth() % 5 != 0)
+
+    def full_bucket_of(self, node: PeerNode) -> PeerNode | None:
+        """The oldest contact of the bucket that `node` belongs to, if that takes no more."""
         bucket: KBucket = self.buckets[self.get_bucket_for(node)]
-        return bucket[node.id] is None and len(bucket) < self.ksize
+        if len(bucket) < self.ksize or self._may_split(bucket):
+            return None
+        oldest: PeerNode = bucket.head()
+        return oldest
+
+    def has_room_for(self, node: PeerNode, *, beside: int = 0) -> bool:
+        """Whether a peer is not in the table and would find room in its bucket as it is, also
+        if so many others were in it besides."""
+        bucket: KBucket = self.buckets[self.get_bucket_for(node)]
+        return bucket[node.id] is None and len(bucket) + beside < self.ksize
 
     def split_bucket(self, index: int) -> None:
         """Halve a bucket; both halves were last refreshed when it was."""
