@@ -82,7 +82,9 @@ class DocumentMap(Container, MutableMapping[str, Any]):
     def clear(self) -> None:
         """Remove all entries as one update."""
         with self._document.transaction():
-            super().clear()
+            entries = self._entries
+            for key in list(entries.keys()):
+                del entries[key]
 
     def author(self, key: str) -> PeerId:
         """Who wrote what `key` now holds.

@@ -58,6 +58,10 @@ class DocumentView(MutableMapping[str, T], Generic[T]):
         values: dict[str, T] = dict(*args, **kwargs)
         self._entries.update({key: self._plain(key, value) for key, value in values.items()})
 
+    def clear(self) -> None:
+        """Remove all entries as one update."""
+        self._entries.clear()
+
     def __getitem__(self, key: str) -> T:
         value = self._entries[key]
         try:

@@ -39,6 +39,16 @@ def test_a_struct_comes_back_as_it_was_on_another_peer():
     assert view.author("a") == identity(1).peer_id
 
 
+def test_clearing_is_one_update_and_removes_what_is_of_another_shape_too():
+    one, two = document(1), document(2)
+    one.view("workers", Worker)["a"] = ANN
+    one.map("workers").update({str(number): number for number in range(3000)})
+    one.view("workers", Worker).clear()
+    meet(one, two)
+    assert two.to_dict() == {}
+    assert sum(two.heads().values()) == 3
+
+
 def test_a_value_of_another_shape_names_its_key_and_does_not_hide_the_others():
     doc = document(1)
     doc.view("workers", Worker)["good"] = ANN
