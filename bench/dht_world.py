@@ -240,7 +240,7 @@ class World:
         if not there.is_alive:
             await asyncio.sleep(timeout)
             raise DeadlineError(f"no answer within {timeout} s")
-        context = CallContext(here.id, SCOPES, "", float("inf"))
+        context = CallContext(here.id, SCOPES, "", float("inf"), here.root)
         token = current_call.set(context)
         try:
             reply = await there.serve(name, args)
@@ -278,6 +278,7 @@ class SimPeer:
         self.address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}:4242"
         self.is_liar = is_liar
         self.is_alive = True
+        self.root = self.id  # as if each had a ticket of its own
         self.traffic = Traffic()
         self.links = SimLinks(self)
         self.services: dict[str, Any] = {}

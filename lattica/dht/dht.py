@@ -394,10 +394,10 @@ class Dht:
     def _load(self) -> None:
         """What was kept in the last run; what has expired meanwhile is forgotten."""
         now = self._clock.time()
-        for envelope, sponsor in map(astuple, self._record_file.load()):
+        for envelope, sponsor, root in map(astuple, self._record_file.load()):
             if envelope.author != self.local:  # that is said anew, or was taken back
                 with contextlib.suppress(RecordError):
-                    self.storage.store(envelope, now=now, sponsor=sponsor, restored=True)
+                    self.storage.store(envelope, now=now, sponsor=sponsor, root=root, restored=True)
 
     async def _save(self) -> None:
         now = self._clock.monotonic()

@@ -21,6 +21,7 @@ class Line(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
     envelope: Signed
     sponsor: PeerId | None  # who handed it over, if not its author
+    root: PeerId | None  # see `Kept`
 
 
 class RecordFile:
@@ -55,5 +56,5 @@ class RecordFile:
             OSError: the directory cannot be written.
         """
         if self._file is not None:
-            lines = (Line(kept.envelope, kept.sponsor) for kept in records)
+            lines = (Line(kept.envelope, kept.sponsor, kept.root) for kept in records)
             self._file.write(lambda: wire.encode(tuple(lines)), version)

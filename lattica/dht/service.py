@@ -86,7 +86,7 @@ class DhtService:
         if envelope.author != caller().peer:
             self._counters["refused:author"] += 1
             raise RecordError("a record is stored by its author and by nobody else")
-        self._storage.store(envelope, now=self._clock.time())
+        self._storage.store(envelope, now=self._clock.time(), root=caller().root)
 
     @method(scope=grants.CALL)
     async def hand_over(self, records: Buffer, addresses: tuple[str, ...]) -> int:
@@ -109,10 +109,10 @@ class DhtService:
             self._counters["refused:transfer"] += 1
             raise RecordError("these are no records") from None
         kept = 0
-        now, sponsor = self._clock.time(), caller().peer
+        now, sponsor, root = self._clock.time(), caller().peer, caller().root
         for envelope in envelopes:
             try:
-                self._storage.store(envelope, now=now, sponsor=sponsor)
+                self._storage.store(envelope, now=now, sponsor=sponsor, root=root)
             except RecordError:
                 continue  # counted there
             kept += 1

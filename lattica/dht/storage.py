@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from lattica.config import DhtConfig
+from lattica.dht.crowds import Crowds, Place, largest
 from lattica.dht.records import Record, Verifier
 from lattica.errors import RecordError
 from lattica.identity.keys import PeerId
@@ -20,6 +21,7 @@ class Kept(NamedTuple):
     record: Record
     sponsor: PeerId | None = None  # who handed it over, if not its author
     at: float = 0.0  # when it came, in seconds since the Unix epoch
+    root: PeerId | None = None  # through whose grant the one who brought it is a member
 
 
 class _Author:
@@ -51,6 +53,7 @@ class Storage:
         self._count = 0
         self._bytes = 0
         self._sponsored_bytes = 0
+        self._crowds = Crowds()
         self.counters: Counter[str] = Counter() if counters is None else counters
         self.changed: Callable[[bytes], None] | None = None  # with the key
         self.version = 0  # rises with every change
@@ -73,12 +76,14 @@ class Storage:
         now: float,
         own: bool = False,
         sponsor: PeerId | None = None,
+        root: PeerId | None = None,
         restored: bool = False,
     ) -> Record:
         """Keep a record; the same one again is no error. `own` records know no limits.
 
         With a `sponsor`, who hands over what another has said, the haste is the sponsor's. What
-        is `restored` was kept before: it has no haste, and all other limits.
+        is `restored` was kept before: it has no haste, and all other limits. Where there is no
+        more room, records of the `root` that has most of it give way to those of others.
 
         Raises:
             RecordError: forged, expired, oversized, mistyped, stale, replayed, or over a limit.
@@ -105,12 +110,12 @@ class Storage:
             if record.sequence < old.record.sequence:
                 raise self._refuse("stale", "a newer record of this author is kept already")
         if not own:
-            self._check_room(author, slots, old, len(envelope.payload), now)
+            self._check_room(author, slots, old, len(envelope.payload), now, root)
             if sponsor is not None:
                 self._check_sponsor(sponsor, slots, len(envelope.payload), now)
-        if old is not None:
+        if slot in self._keys.get(record.key, {}):
             self._drop(record.key, slot)
-        self._keep(slot, Kept(envelope, record, sponsor, now), now)
+        self._keep(slot, Kept(envelope, record, sponsor, now, root), now)
         return record
 
     def get(self, key: bytes, kind: str, *, now: float) -> list[Kept]:
@@ -160,19 +165,37 @@ class Storage:
             self._drop(key, (kind, author))
 
     def _check_room(
-        self, author: PeerId, slots: dict[Slot, Kept], old: Kept | None, size: int, now: float
+        self,
+        author: PeerId,
+        slots: dict[Slot, Kept],
+        old: Kept | None,
+        size: int,
+        now: float,
+        root: PeerId | None,
     ) -> None:
         config = self._config
         freed = 0 if old is None else len(old.envelope.payload)
         if old is None:
             if self._state(author, now).records >= config.max_records_per_author:
                 raise self._refuse("author_full", f"{author.short} has too many records here")
-            if len(slots) >= config.max_records_per_key:
+            if len(slots) >= config.max_records_per_key and not self._evict(
+                _newest_of_largest(slots, root)
+            ):
                 raise self._refuse("key_full", "too many records under this key")
-            if self._count >= config.max_records:
+            if self._count >= config.max_records and not self._evict(
+                self._crowds.newest_of_largest(root)
+            ):
                 raise self._refuse("full", "this peer keeps no more records")
-        if self._bytes + size - freed > config.max_bytes:
-            raise self._refuse("full", "this peer keeps no more bytes of records")
+        while self._bytes + size - freed > config.max_bytes:
+            if not self._evict(self._crowds.newest_of_largest(root)):
+                raise self._refuse("full", "this peer keeps no more bytes of records")
+
+    def _evict(self, place: Place | None) -> bool:
+        if place is None:
+            return False
+        self._drop(*place)
+        self.counters["evicted"] += 1
+        return True
 
     def _check_sponsor(
         self, sponsor: PeerId, slots: dict[Slot, Kept], size: int, now: float
@@ -212,6 +235,7 @@ class Storage:
 
     def _keep(self, slot: Slot, kept: Kept, now: float) -> None:
         self._keys.setdefault(kept.record.key, {})[slot] = kept
+        self._crowds.add(kept.root, (kept.record.key, slot))
         self._state(slot[1], now).records += 1
         if kept.sponsor is not None:
             self._state(kept.sponsor, now).sponsored += 1
@@ -228,6 +252,7 @@ class Storage:
     def _drop(self, key: bytes, slot: Slot) -> None:
         slots = self._keys[key]
         kept = slots.pop(slot)
+        self._crowds.remove(kept.root, (key, slot))
         if not slots:
             del self._keys[key]
         self._authors[slot[1]].records -= 1
@@ -237,3 +262,12 @@ class Storage:
         self._count -= 1
         self._bytes -= len(kept.envelope.payload)
         self._tell(key)
+
+
+def _newest_of_largest(slots: dict[Slot, Kept], root: PeerId | None) -> Place | None:
+    """See `Crowds`: among the records of one key."""
+    crowd = largest(Counter(kept.root for kept in slots.values()), root)
+    if crowd is None:
+        return None
+    slot = next(slot for slot, kept in reversed(slots.items()) if kept.root == crowd)
+    return slots[slot].record.key, slot

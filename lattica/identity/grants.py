@@ -94,6 +94,15 @@ def verify_chain(
     return scopes
 
 
+def root_of(chain: Sequence[Signed]) -> PeerId | None:
+    """Whom the mesh's authority itself has let in: a ticket's key, or the peer; None: nobody.
+
+    All who joined by one ticket have one root, however many keys they make. The chain is one
+    that `verify_chain` has found good.
+    """
+    return chain[0].open(DOMAIN, Grant).subject if chain else None
+
+
 def allows(scopes: Iterable[str], wanted: str) -> bool:
     """Whether `scopes` cover `wanted`; `write:*` covers every document."""
     held = frozenset(scopes)

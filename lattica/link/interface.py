@@ -26,6 +26,7 @@ class RemotePeer(msgspec.Struct, frozen=True):
     mesh: PeerId
     scopes: frozenset[str]  # granted by the mesh's authority; empty for a stranger
     name: str
+    root: PeerId | None = None  # see `grants.root_of`
 
 
 class LinkHandler(Protocol):

@@ -22,7 +22,7 @@ from lattica.errors import (
     SelfDialError,
     UnreachableError,
 )
-from lattica.identity.grants import Membership, verify_chain
+from lattica.identity.grants import Membership, root_of, verify_chain
 from lattica.identity.keys import Identity, PeerId
 from lattica.link.draining import Draining, is_idle
 from lattica.link.interface import Link, LinkHandler, RemotePeer
@@ -382,7 +382,8 @@ class MemoryLinks:
             subject=self.local,
             now=self._clock.time(),
         )
-        return RemotePeer(self.local, self._membership.mesh, scopes, self._name)
+        root = root_of(self._membership.chain)
+        return RemotePeer(self.local, self._membership.mesh, scopes, self._name, root)
 
     def _notify(self, link: MemoryLink, is_up: bool) -> None:
         for listener in tuple(self._listeners):

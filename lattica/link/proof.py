@@ -40,7 +40,7 @@ from lattica.errors import (
     WrongPeerError,
 )
 from lattica.identity import wire
-from lattica.identity.grants import Grant, Membership, verify_chain
+from lattica.identity.grants import Grant, Membership, root_of, verify_chain
 from lattica.identity.keys import Identity, PeerId
 from lattica.link.interface import RemotePeer
 from lattica.link.messages import (
@@ -187,7 +187,7 @@ class Proof:
             raise LinkRefusedError(f"{hello.peer.short} is not let in: {error}") from None
         self.expires = _expiry(hello.membership)
         name = printable(hello.name, MAX_NAME) or hello.peer.short
-        self.remote = RemotePeer(hello.peer, mesh, scopes, name)
+        self.remote = RemotePeer(hello.peer, mesh, scopes, name, root_of(hello.membership.chain))
 
 
 def _decode(body: bytes) -> Hello:

@@ -17,6 +17,7 @@ class CallContext(msgspec.Struct, frozen=True):
     scopes: frozenset[str]  # granted to the peer; empty for a stranger
     name: str  # what the peer calls itself
     deadline: float  # on the event loop's clock, seconds; inf: none
+    root: PeerId | None = None  # whom the mesh's authority let in, and this peer through it
     trace: bytes = b""  # 16 bytes that name the work this call is part of; may be empty
 
     @property

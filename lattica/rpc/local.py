@@ -203,7 +203,7 @@ class LocalCalls:
             following.start()
 
     def _context(self, deadline: float) -> CallContext:
-        return CallContext(self._local, _SCOPES, self._name, deadline, trace_id.get())
+        return CallContext(self._local, _SCOPES, self._name, deadline, None, trace_id.get())
 
     def _upload(self, handler: Handler, source: Any) -> LocalUpload | None:
         kind = handler.spec.upload_items

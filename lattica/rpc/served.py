@@ -91,7 +91,9 @@ class Served:
     def context(self) -> CallContext:
         """What the handler may know."""
         remote = self.remote
-        return CallContext(remote.peer, remote.scopes, remote.name, self.deadline, self.trace)
+        return CallContext(
+            remote.peer, remote.scopes, remote.name, self.deadline, remote.root, self.trace
+        )
 
     def failed(self, kind: str) -> None:
         """Count an outcome that is no value; only the first that there is."""

@@ -17,7 +17,7 @@ from lattica.errors import (
     VersionError,
     WrongPeerError,
 )
-from lattica.identity import wire
+from lattica.identity import tickets, wire
 from lattica.identity.grants import CALL, HOST, Grant, Membership, issue
 from lattica.identity.keys import Identity, PeerId
 from lattica.identity.signed import Signed
@@ -60,9 +60,11 @@ def test_both_ends_learn_who_the_other_is() -> None:
     assert other.remote.peer == ALICE.peer_id
     assert other.remote.scopes == {CALL}
     assert other.remote.name == "alice"
+    assert other.remote.root == ALICE.peer_id  # nobody vouches for her but the mesh
     assert one.remote is not None
     assert one.remote.peer == BOB.peer_id
     assert one.remote.scopes == frozenset()  # a stranger
+    assert one.remote.root is None
 
 
 def test_a_hello_may_arrive_byte_by_byte() -> None:
@@ -166,6 +168,19 @@ def test_a_forged_grant_is_refused() -> None:
 def test_anothers_grant_is_refused() -> None:
     with pytest.raises(LinkRefusedError, match="is for"):
         acceptor().receive(dialer(membership=member(CAROL)).hello(), NOW)
+
+
+def test_the_root_of_who_joined_by_a_ticket_is_the_ticket() -> None:
+    ticket = tickets.issue(MESH, [], now=NOW, valid_for=60.0, scopes=[CALL])
+    roots = set()
+    for joiner in (ALICE, CAROL):  # with as many keys as they like
+        other = acceptor()
+        other.receive(
+            dialer(joiner, membership=ticket.redeem(joiner.peer_id, now=NOW)).hello(), NOW
+        )
+        assert other.remote is not None
+        roots.add(other.remote.root)
+    assert roots == {Identity(ticket.invite_seed).peer_id}
 
 
 def test_an_over_long_chain_is_refused() -> None:
