@@ -191,8 +191,10 @@ class Asker:
                 self.refill()
                 async with aclosing(stream):  # type: ignore[type-var]
                     async for given in stream:
-                        if (data := self._got(given)) is not None:
-                            await self._room.acquire()
+                        await self._room.acquire()  # before it counts as given: this may be cut
+                        if (data := self._got(given)) is None:
+                            self._room.release()
+                        else:
                             self._board.keep(given.block, data.data, self)
             finally:
                 self._wants = None

@@ -50,6 +50,10 @@ class Claims:
             finally:
                 path.unlink(missing_ok=True)
 
+    def is_shared(self, digest: bytes) -> bool:
+        """Whether more than one seems to use a manifest now."""
+        return len(list(self._uses.glob(f"{digest.hex()}-*"))) > 1
+
     def in_use(self) -> set[bytes]:
         """The manifests that some process uses; what dead ones have left is cleared."""
         found = set()

@@ -166,10 +166,15 @@ class Content:
             return None  # the disk cannot read it any more
         return data if hash_of(data) == block.hash else None
 
-    def _learn(self, index: int, found: Identity | None, *, is_good: bool) -> None:
+    def _learn(
+        self, index: int, found: Identity | None, *, is_good: bool, may_be_late: bool = False
+    ) -> None:
+        """`may_be_late`: a bad block was perhaps read while it was being written."""
         with self._lock:
             if found != self._identity:
                 return  # it was another file's
+            if may_be_late and self._states[index] == GOOD:
+                return
             if not is_good and self._is_whole:
                 # Not whole any more. Links to it end, so that nobody is shown what is damaged.
                 with contextlib.suppress(OSError):
@@ -183,18 +188,20 @@ class Content:
         self.refresh()
         if self._is_whole or self._identity is None:
             return
-        try:
-            handle = self._opened(self._part, os.O_RDONLY)
-        except OSError:
-            self.refresh()
-            return
+        handle = self._handle
+        if handle is None or handle.identity != self._identity:
+            try:
+                handle = self._opened(self._part, os.O_RDONLY)
+            except OSError:
+                self.refresh()
+                return
         for index, block in enumerate(self.blocks):
             if self._states[index] == GOOD:
                 continue
             data = None
             if has_data(handle.descriptor, self._offsets[index], block.size):
                 data = self._read_from(handle.descriptor, index)
-            self._learn(index, handle.identity, is_good=data is not None)
+            self._learn(index, handle.identity, is_good=data is not None, may_be_late=True)
             tick(0)
 
     # ----------------------------------------------------------------------------- writing

@@ -26,7 +26,8 @@ OFTEN = 0.5  # seconds between looks at who is late
 
 Find = Callable[[], Awaitable[Sequence[PeerId]]]
 Reach = Callable[[PeerId], Awaitable[BlocksService]]
-Arrived = Callable[[BlockRef, PeerId], None]
+Look = Callable[[], Awaitable[Sequence[BlockRef]]]
+Arrived = Callable[[BlockRef, PeerId | None], None]  # None: another process of this machine
 
 
 class Fetch:
@@ -43,9 +44,13 @@ class Fetch:
         *,
         reach: Reach,
         find: Find,
+        look: Look,
         arrived: Arrived,
     ) -> None:
-        """`name` is what errors call it; `find()` looks up who provides it."""
+        """`name` is what errors call it; `find()` looks up who provides it.
+
+        `look()` tells which blocks another process has written into the same files.
+        """
         self.picker = picker
         self.providers = providers
         self.config = config
@@ -54,6 +59,7 @@ class Fetch:
         self._filling = filling
         self._reach = reach
         self._find = find
+        self._look = look
         self._arrived = arrived
         self._disk_error: StoreError | None = None
         self._keeping = 0  # blocks that are being verified and written
@@ -168,6 +174,7 @@ class Fetch:
         block, peer = self.share.blocks[number], asker.peer
         try:
             await anyio.to_thread.run_sync(self._filling.write, block, data)
+            self.providers.gave(peer)
             self._arrived_from(number, peer)
         except BlockCorruptError:
             self.providers.lied(peer)
@@ -180,9 +187,9 @@ class Fetch:
             self._keeping -= 1
             self.picker.returned(number, peer)  # unless it has arrived
             self._end_if_over()
+            self.nudge()
 
-    def _arrived_from(self, number: int, peer: PeerId) -> None:
-        self.providers.gave(peer)
+    def _arrived_from(self, number: int, peer: PeerId | None) -> None:
         if not self.picker.left >> number & 1:
             return  # another peer was first
         for other in self.picker.arrived(number):
@@ -190,7 +197,6 @@ class Fetch:
                 self._askers[other].drop(number)
         self.share.gained(number)
         self._arrived(self.share.blocks[number], peer)
-        self.nudge()
 
     def _end_if_over(self) -> None:
         if not self.picker.left or not (self._askers or self._keeping):
@@ -201,6 +207,9 @@ class Fetch:
         over, idle, pause = 0, 0.0, min(OFTEN, self.config.block_timeout / LOOKS)
         while True:
             await anyio.sleep(pause)
+            for block in await self._look():
+                self._arrived_from(self.share.numbers[block.hash], None)
+            self._end_if_over()  # before others are asked for anything
             self.nudge()
             askers = list(self._askers.values())
             for asker in askers:

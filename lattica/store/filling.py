@@ -46,6 +46,18 @@ class Filling:
         """The blocks that somebody else must give, each once, in the order of the files."""
         return list(self._wanted.values())
 
+    def look(self) -> list[BlockRef]:
+        """What another process that fills the same files has written since the last look."""
+        for content in self._contents.values():
+            if not content.is_full:
+                content.settle()
+        found = []
+        for digest in list(self._wanted):  # a copy: others write meanwhile
+            if all(content.has(index) for content, index in self._places[digest]):
+                block = self._wanted.pop(digest, None)
+                found += [] if block is None else [block]
+        return found
+
     def write(self, block: BlockRef, data: bytes | memoryview) -> None:
         """Keep a block wherever it belongs.
 
@@ -56,6 +68,7 @@ class Filling:
         if len(data) != block.size or hash_of(data) != block.hash:
             raise BlockCorruptError(f"these are not the bytes of block {block.hash.hex()[:16]}")
         self._put(block.hash, data)
+        self._wanted.pop(block.hash, None)
 
     def _put(self, digest: bytes, data: bytes | memoryview) -> None:
         for content, index in self._places[digest]:

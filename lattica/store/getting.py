@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import anyio.from_thread
@@ -119,12 +120,22 @@ class Getting:
                 self._config,
                 reach=self._reach,
                 find=self._source.find,
+                look=partial(self._look, filling),
                 arrived=self._arrived,
             )
             await fetch.run(await self._source.first())
 
-    def _arrived(self, block: BlockRef, peer: PeerId) -> None:
+    async def _look(self, filling: Filling) -> Sequence[BlockRef]:
+        if not await anyio.to_thread.run_sync(self._store.claims.is_shared, self._digest):
+            return ()
+        return await anyio.to_thread.run_sync(filling.look)
+
+    def _arrived(self, block: BlockRef, peer: PeerId | None) -> None:
         provided = self.report.provided
+        if peer is None:
+            self.report.held += block.size
+            self._tell(None)
+            return
         if not provided:
             self._begun()
         provided[peer] = provided.get(peer, 0) + block.size

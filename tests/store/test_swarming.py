@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -13,12 +14,13 @@ from lattica.config import KIB, StoreConfig
 from lattica.errors import BadArgumentsError, BlockMissingError
 from lattica.identity import grants
 from lattica.rpc import method
-from lattica.store import Blocks
+from lattica.store import Blocks, asking
 from lattica.store.block_messages import Given, Have, Want
 from lattica.store.block_service import MAX_OWED, BlocksService
-from lattica.store.manifest import Hash, to_hash
+from lattica.store.filling import Filling
+from lattica.store.manifest import BlockRef, Hash, to_hash
 from tests.store.mesh import home
-from tests.store.test_blocks import CONFIG, DATA, good_bytes, id_of, peers, serve
+from tests.store.test_blocks import CONFIG, DATA, Liar, good_bytes, id_of, peers, serve
 from tests.store.test_manifest import noise
 
 pytestmark = pytest.mark.anyio
@@ -94,6 +96,33 @@ async def test_one_who_comes_later_is_served_by_one_who_is_not_done(tmp_path: Pa
         assert good_bytes(tmp_path, 2)
 
 
+async def test_two_that_fetch_into_one_store_share_what_comes(tmp_path: Path) -> None:
+    """Two processes of one machine, each with a store object of its own."""
+    home(tmp_path, 2).mkdir()
+    home(tmp_path, 3).symlink_to(home(tmp_path, 2))
+    config = StoreConfig(block=64 * KIB, block_timeout=1.0)
+    async with peers(tmp_path, 3, config=config) as (one, two, three):
+        data = noise(5, 64 * config.block)
+        name = await one.add_bytes(data)
+
+        class Steady(BlocksService):
+            async def block(self, digest: bytes) -> bytes:
+                await anyio.sleep(0.02)  # a line's rate
+                return self._store.read(digest)
+
+        service = serve(one, Steady)
+        fetch = partial(Blocks.path, manifest_id=name, providers=[id_of(1)])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fetch, two)
+            tasks.start_soon(fetch, three)
+        assert service.served < 1.6 * len(data)
+        assert await two.fetch_bytes(name) == await three.fetch_bytes(name) == data
+        for blocks in (two, three):
+            report = blocks.report(name)
+            assert report is not None
+            assert report.held + sum(report.provided.values()) == len(data)
+
+
 async def test_the_last_block_is_asked_of_another_when_the_first_lets_it_wait(
     tmp_path: Path,
 ) -> None:
@@ -136,6 +165,35 @@ async def test_what_stands_first_comes_first(tmp_path: Path) -> None:
         assert set(asked[:16]) == set(b)
         assert asked[16] == a[15]
         assert set(asked[17:]) == set(a[:15])
+
+
+async def test_no_block_is_lost_when_a_liar_is_cut_off_while_many_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had given waits its turn to be verified when the first proves to be wrong."""
+    async with peers(tmp_path, 3, config=PATIENT) as (one, two, three):
+        name = await one.add_bytes(DATA)
+        await two.add_bytes(DATA)
+        gate = threading.Event()
+        write = Filling.write
+
+        def slowly(filling: Filling, block: BlockRef, data: memoryview) -> None:
+            gate.wait(10)
+            write(filling, block, data)
+
+        monkeypatch.setattr(Filling, "write", slowly)
+        serve(one, Liar)
+        monkeypatch.setattr(asking, "KEEPING", 1)
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+
+                async def fetch() -> None:
+                    both = [id_of(1), id_of(2)]
+                    assert await three.fetch_bytes(name, providers=both) == DATA
+
+                tasks.start_soon(fetch)
+                await anyio.sleep(0.3)  # until both have given all that they may
+                gate.set()
 
 
 class Boaster(BlocksService):
