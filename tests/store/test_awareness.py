@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import Callable
+
 import anyio
+import anyio.to_thread
 import msgspec
 import pytest
 
@@ -26,6 +31,21 @@ WAIT = CONFIG.presence_timeout + CONFIG.presence_every
 def anyio_backend() -> tuple[str, dict[str, object]]:
     """Half a minute of silence passes at once."""
     return "asyncio", {"loop_factory": VirtualLoop}
+
+
+@pytest.fixture(autouse=True)
+def _time_stands_while_threads_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The virtual loop knows of its own executor's threads, and of no others."""
+
+    async def run_sync(
+        function: Callable[..., object],
+        *args: object,
+        limiter: anyio.CapacityLimiter | None = None,
+    ) -> object:
+        async with limiter or contextlib.nullcontext():
+            return await asyncio.get_running_loop().run_in_executor(None, function, *args)
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", run_sync)
 
 
 # -------------------------------------------------------------------------- without a network
