@@ -245,6 +245,7 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting: int = 1024  # envelopes of a document that wait for an earlier one
     max_waiting_bytes: int = 16 * MIB
     sync_batch: int = 1 * MIB  # envelopes in one message
+    fsync: bool = True  # of documents; without it a power cut, not a crash, loses the last writes
     snapshot_every: int = 1024  # updates of a document, at least, between two snapshots on disk
     presence_every: float = 10.0  # a peer says so often that it is still there
     presence_timeout: float = 30.0  # and is forgotten when it has not for so long

@@ -76,8 +76,8 @@ class Part(NamedTuple):
 class Database:
     """Blocking; used by one thread at a time."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the file.
+    def __init__(self, path: Path, *, fsync: bool = True) -> None:
+        """Open or create the file; with `fsync`, what is committed survives a power cut.
 
         Raises:
             StoreError: it cannot be opened, or is no database.
@@ -88,8 +88,8 @@ class Database:
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             try:
                 self._connection.execute("PRAGMA journal_mode = WAL")
-                # FULL: what is acknowledged survives a power cut, not only a crash.
-                self._connection.execute("PRAGMA synchronous = FULL")
+                level = "FULL" if fsync else "NORMAL"
+                self._connection.execute(f"PRAGMA synchronous = {level}")
                 self._connection.executescript(_SCHEMA)
             except BaseException:
                 self._connection.close()

@@ -120,7 +120,9 @@ class Documents:
             StoreError: it cannot be opened.
         """
         self._database = await anyio.to_thread.run_sync(
-            Database, self._directory / "documents.sqlite"
+            functools.partial(
+                Database, self._directory / "documents.sqlite", fsync=self._config.fsync
+            )
         )
         self._journal = Journal(self._database, retry_every=self._config.sync_every)
         self._tasks = await anyio.create_task_group().__aenter__()

@@ -150,3 +150,9 @@ def copy_of(source: Path, target: Path) -> None:
         connection.backup(into)
     into.close()
     connection.close()
+
+
+@pytest.mark.parametrize(("fsync", "level"), [(True, 2), (False, 1)])
+async def test_whether_writes_wait_for_the_disk_is_configured(tmp_path, fsync, level):
+    async with mesh(tmp_path, 1, config=StoreConfig(fsync=fsync)) as (_, (one,)):
+        assert one._database._connection.execute("PRAGMA synchronous").fetchone() == (level,)

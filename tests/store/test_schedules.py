@@ -14,8 +14,7 @@ from bench.schedule_world import World
 from bench.schedules import ACTIONS, act, run_schedule
 from lattica.errors import DocumentError
 
-SEEDS = range(200)
-MORE = range(200, 500)
+SEEDS = range(150)  # `python -m bench.crdt` runs 10,000
 
 
 def check(seed: int) -> None:
@@ -25,12 +24,6 @@ def check(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_replicas_converge_lose_nothing_and_believe_no_lie(seed):
-    check(seed)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", MORE)
-def test_and_in_more_schedules(seed):
     check(seed)
 
 
