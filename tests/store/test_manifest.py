@@ -174,6 +174,26 @@ def test_a_new_version_shares_the_tensors_that_did_not_change(tmp_path):
     assert len(blocks_of(new)) < 8 * 2 + 8
 
 
+def test_a_row_that_changes_costs_one_block_and_added_rows_their_own(tmp_path):
+    path, row, rows = tmp_path / "model.safetensors", 3000, 400
+    header = '{"w": {"dtype": "U8", "shape": [%d, %d], "data_offsets": [0, %d]}}'
+
+    def write(data: list[bytes]) -> set[bytes]:
+        encoded = (header % (len(data), row, len(data) * row)).ljust(100).encode()
+        path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + b"".join(data))
+        return set(blocks_of(store.add(path, BLOCK, nothing)[1]))
+
+    store = BlockStore(tmp_path / "store")
+    data = [noise(number, row) for number in range(rows)]
+    old = write(data)
+    for number in (BLOCK // row, 2 * (BLOCK // row) - 1):  # where blocks meet
+        changed = [*data]
+        changed[number] = noise(1000, row)
+        assert len(write(changed) - old) == 1
+    more = write([*data, noise(2000, row)])
+    assert len(more - old) <= 2  # the last one, and the header
+
+
 # --------------------------------------------------------------------------------- the store
 
 
