@@ -29,6 +29,7 @@ from lattica.rpc import Buffer, Rpc
 
 MAX_SUSPECTS = 1024
 MAX_LOST = 64
+MAX_STUBS = 1024
 STRIKES = 2  # deadlines in a row, over a link that lives, before a contact is dropped
 
 
@@ -59,6 +60,7 @@ class DhtProtocol:
         self._clock = clock
         self._counters = counters
         self._suspects: OrderedDict[PeerId, float] = OrderedDict()
+        self._stubs: dict[tuple[PeerId, float], DhtService] = {}  # a tenth of a query each
         self.lost: OrderedDict[PeerId, Contact] = OrderedDict()  # were in the table once
 
     async def call_ping(self, node: PeerNode) -> bool:
@@ -225,4 +227,10 @@ class DhtProtocol:
 
     def _stub(self, node: PeerNode, timeout: float | None = None) -> DhtService:
         timeout = timeout or self._config.query_timeout
-        return self._rpc.client(node.peer, DhtService, SERVICE, timeout=timeout)
+        stub = self._stubs.get((node.peer, timeout))
+        if stub is None:
+            stub = self._rpc.client(node.peer, DhtService, SERVICE, timeout=timeout)
+            if len(self._stubs) >= MAX_STUBS:
+                self._stubs.clear()
+            self._stubs[node.peer, timeout] = stub
+        return stub

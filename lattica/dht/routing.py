@@ -61,9 +61,12 @@ class Table(RoutingTable):  # type: ignore[misc]  # kademlia has no types
 
     def find(self, peer: PeerId) -> PeerNode | None:
         """The contact of `peer`, if it is in the table."""
-        node = PeerNode(peer)
-        found: PeerNode | None = self.buckets[self.get_bucket_for(node)][node.id]
-        return found
+        place = node_id(peer)
+        for bucket in self.buckets:  # a dozen, and asked for each contact of each answer
+            found: PeerNode | None = bucket.nodes.get(place)
+            if found is not None:
+                return found
+        return None
 
     def add_contact(self, node: PeerNode) -> None:
         """Enter a peer as the newest of its bucket, or as a replacement if that is full."""
