@@ -116,11 +116,8 @@ class State:
             DocumentError: pycrdt refuses it; `rebuild` is due.
         """
         updates, self._admitted = self._admitted, []
-        try:
-            if updates:
-                _apply(self._doc, updates)
-        finally:
-            self._written.clear()
+        if updates:
+            _apply(self._doc, updates)
 
     def apply(self, update: bytes, facts: UpdateFacts) -> None:
         """`admit` and `settle`."""
@@ -131,11 +128,16 @@ class State:
     def transaction(self) -> Iterator[None]:
         """Group writes; `take_written` then gives their update."""
         self.writing = True
-        self._written.clear()
+        written = self._written = []
+        doc = self._doc
+        # Observed only meanwhile: the observer refers to the document, which refers to it, and
+        # Python's collector does not see through pycrdt, so that neither would ever be freed.
+        observing = doc.observe(lambda event: written.append(event.update))
         try:
-            with self._doc.transaction():
+            with doc.transaction():
                 yield
         finally:
+            doc.unobserve(observing)
             self.writing = False
 
     def take_written(self) -> bytes | None:
@@ -191,7 +193,6 @@ class State:
         self.clocks = clocks
         self._doc = self._fresh()
         _apply(self._doc, [update])
-        self._written.clear()
         self.version += 1
 
     def writer_of(self, place: Place) -> int:
@@ -234,12 +235,7 @@ class State:
             self.clocks[facts.client] = facts.end
 
     def _fresh(self) -> pycrdt.Doc[Any]:
-        doc: pycrdt.Doc[Any] = pycrdt.Doc(client_id=self.client)
-        # Not `self`: Python's collector does not see through pycrdt, and the two would stay for
-        # ever once nobody uses them.
-        written = self._written
-        doc.observe(lambda event: written.append(event.update))
-        return doc
+        return pycrdt.Doc(client_id=self.client)
 
 
 def _apply(doc: pycrdt.Doc[Any], updates: Iterable[bytes]) -> None:

@@ -6,6 +6,7 @@ whose first half fails tells that pycrdt has changed: the guard may then be need
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import subprocess
 import sys
@@ -17,7 +18,17 @@ import pytest
 from lattica.store.refusals import RefusedError
 from lattica.store.state import client_id
 from lattica.store.values import encode_value
-from tests.store.mesh import document, identity, meet, membership, receive, replica, seal, write
+from tests.store.mesh import (
+    NOW,
+    document,
+    identity,
+    meet,
+    membership,
+    receive,
+    replica,
+    seal,
+    write,
+)
 from tests.store.raw import FOUNDATION, ONE, entry, update
 
 
@@ -255,9 +266,18 @@ def test_what_is_put_between_strangers_lands_in_different_places():
 
 def test_a_document_that_is_dropped_is_freed():
     """Python's collector cannot see a cycle that goes through pycrdt's observers."""
+    doc = bare(1)
+    doc.observe(lambda event: None)
+    kept = weakref.ref(doc)
+    del doc
+    gc.collect()
+    assert kept() is not None, "pycrdt frees it now"
     one = replica(1)
     write(one, "k", encode_value(1))
-    state = weakref.ref(one.state)
+    with contextlib.suppress(ZeroDivisionError), one.transaction(NOW):
+        one.state.map("m")["k"] = encode_value(2)
+        raise ZeroDivisionError
+    state, inner = weakref.ref(one.state), weakref.ref(one.state._doc)
     del one
     gc.collect()
-    assert state() is None
+    assert (state(), inner()) == (None, None)
