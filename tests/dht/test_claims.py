@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from bench.dht_world import SimPeer, World
+from bench.dht_world import LoopClock, SimPeer, World
 from lattica.config import DhtConfig
 from lattica.dht import Holding, dht_key
 from lattica.dht.ballots import quorum, tolerated
@@ -17,6 +17,7 @@ from lattica.dht.records import MICROSECONDS
 from lattica.errors import DhtError, NameTakenError, RecordError
 from lattica.identity.signed import Signed
 from lattica.virtual_loop import VirtualLoop
+from tests.dht.mesh import mesh
 
 pytestmark = pytest.mark.anyio
 KEY = dht_key("test", "mine alone")
@@ -149,6 +150,41 @@ async def test_two_halves_that_gave_one_key_twice_agree_within_a_lease(
                 assert winner is one  # where each has one lease, it is the older that stays
             if share < 0.5:
                 assert winner is other  # which holds the leases of more replicas
+            tasks.cancel_scope.cancel()
+
+
+async def test_links_that_are_cut_and_healed_leave_one_holder() -> None:
+    """The same over RPC and links in memory, whose loss is told at once."""
+    config = DhtConfig(maintain_every=10.0)
+    async with mesh(config=config, limit=600.0) as made:
+        made.clock = LoopClock()  # type: ignore[assignment]
+        await made.join(9)
+        left, right = made.peers[:4], made.peers[4:]
+        pairs = [(one.id, other.id) for one in left for other in right]
+        for pair in pairs:
+            made.network.partition(*pair)
+        await anyio.sleep(30.0)
+        async with anyio.create_task_group() as tasks:
+            one, other = await left[0].dht.claim(KEY), await right[0].dht.claim(KEY)
+            told: list[NameTakenError] = []
+
+            async def keep(holding: Holding) -> None:
+                told.append(await holding.keep())
+
+            for holding in (one, other):
+                tasks.start_soon(keep, holding)
+            await anyio.sleep(60.0)
+            assert one.is_held
+            assert other.is_held
+            for pair in pairs:
+                made.network.heal(*pair)
+            with anyio.fail_after(config.reunite_every + config.maintain_every + config.lease):
+                while one.is_held and other.is_held:
+                    await anyio.sleep(0.5)
+            await anyio.sleep(config.lease)
+            assert other.is_held  # five of nine had granted it
+            assert not one.is_held
+            assert [error.holder for error in told] == [right[0].id]
             tasks.cancel_scope.cancel()
 
 
