@@ -231,6 +231,7 @@ class DhtConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_lease: float = 60.0
     max_leases: int = 4096  # granted to everybody together
     leases_per_peer: int = 256
+    leases_per_root: int = 1024  # to all who joined by one ticket
     claim_timeout: float = 6.0  # claimants of one name sort themselves out within it
     max_probes: int = 64  # pings in progress to peers that are not in the table
 

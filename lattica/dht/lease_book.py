@@ -22,6 +22,7 @@ class Granted(NamedTuple):
     claim: Claim
     since: float
     until: float
+    root: PeerId | None = None  # through whose grant the holder is a member
 
     @property
     def holder(self) -> PeerId:
@@ -37,18 +38,21 @@ class LeaseBook:
         self._counters = counters
         self._granted: dict[bytes, Granted] = {}
         self._held: Counter[PeerId] = Counter()
+        self._roots: Counter[PeerId | None] = Counter()
         self.grants = 0  # rises when a key gets another holder, not when a lease is renewed
 
     def __len__(self) -> int:
         return len(self._granted)
 
-    def ask(self, envelope: Signed, claim: Claim, *, now: float) -> Lease | None:
+    def ask(
+        self, envelope: Signed, claim: Claim, *, now: float, root: PeerId | None = None
+    ) -> Lease | None:
         """The lease of a claimed key: the claimant's own now, or whoever's it is already.
 
         None: nobody has the key, after its holder gave it up.
 
         Raises:
-            BusyError: the claimant, or all together, hold too many.
+            BusyError: the claimant, all of its `root`, or all together hold too many.
         """
         old = self.find(claim.key, now=now)
         is_own = old is not None and old.holder == envelope.author
@@ -59,9 +63,10 @@ class LeaseBook:
                 self._drop(claim.key)
             return None
         if old is None:
-            self._check_room(envelope.author, now)
+            self._check_room(envelope.author, root, now)
         since = now if old is None else old.since
-        return _told(self._keep(Granted(envelope, claim, since, now + claim.length)), now)
+        granted = Granted(envelope, claim, since, now + claim.length, root)
+        return _told(self._keep(granted), now)
 
     def find(self, key: bytes, *, now: float) -> Granted | None:
         """The lease of a key, if somebody has it."""
@@ -95,13 +100,20 @@ class LeaseBook:
         self._expire(now)
         return [granted.envelope for granted in self._granted.values()]
 
-    def _check_room(self, claimant: PeerId, now: float) -> None:
-        config = self._config
-        if self._held[claimant] >= config.leases_per_peer or len(self) >= config.max_leases:
+    def _check_room(self, claimant: PeerId, root: PeerId | None, now: float) -> None:
+        if self._is_full(claimant, root):
             self._expire(now)
-        if self._held[claimant] >= config.leases_per_peer or len(self) >= config.max_leases:
+        if self._is_full(claimant, root):
             self._counters["refused:leases"] += 1
-            raise BusyError("too many names are held here", retry_after=config.lease)
+            raise BusyError("too many names are held here", retry_after=self._config.lease)
+
+    def _is_full(self, claimant: PeerId, root: PeerId | None) -> bool:
+        config = self._config
+        return (
+            self._held[claimant] >= config.leases_per_peer
+            or (root is not None and self._roots[root] >= config.leases_per_root)
+            or len(self) >= config.max_leases
+        )
 
     def _expire(self, now: float) -> None:
         for key in [key for key, granted in self._granted.items() if granted.until <= now]:
@@ -115,13 +127,17 @@ class LeaseBook:
             self.grants += 1
         self._granted[key] = granted
         self._held[granted.holder] += 1
+        self._roots[granted.root] += 1
         return granted
 
     def _drop(self, key: bytes) -> None:
-        holder = self._granted.pop(key).holder
-        self._held[holder] -= 1
-        if not self._held[holder]:
-            del self._held[holder]
+        granted = self._granted.pop(key)
+        self._held[granted.holder] -= 1
+        self._roots[granted.root] -= 1
+        if not self._held[granted.holder]:
+            del self._held[granted.holder]
+        if not self._roots[granted.root]:
+            del self._roots[granted.root]
 
 
 def open_claim(envelope: Signed, *, time: float, config: DhtConfig) -> Claim:

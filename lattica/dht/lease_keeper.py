@@ -18,6 +18,7 @@ from lattica.dht.messages import Lease
 from lattica.errors import BusyError, RecordError
 from lattica.files import Snapshots
 from lattica.identity import wire
+from lattica.identity.keys import PeerId
 from lattica.identity.signed import Signed
 
 NAME = "leases.msgpack"
@@ -55,7 +56,7 @@ class LeaseKeeper:
             with contextlib.suppress(RecordError):
                 self._book.restore(envelope, read_claim(envelope, self._config), now=now)
 
-    async def ask(self, envelope: Signed) -> Lease | None:
+    async def ask(self, envelope: Signed, *, root: PeerId | None = None) -> Lease | None:
         """See `LeaseBook.ask`.
 
         Raises:
@@ -68,7 +69,7 @@ class LeaseKeeper:
             self._counters["refused:claim"] += 1
             raise
         before = self._book.grants
-        lease = self._book.ask(envelope, claim, now=self._clock.elapsed())
+        lease = self._book.ask(envelope, claim, now=self._clock.elapsed(), root=root)
         if self._file is not None and self._book.grants != before:
             self._unwritten.add(claim.key)
         if claim.key in self._unwritten:

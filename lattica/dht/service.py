@@ -144,7 +144,7 @@ class DhtService:
             self._counters["refused:author"] += 1
             raise RecordError("a key is claimed by who wants it and by nobody else")
         self._storage.charge(claim.author, now=self._clock.time())
-        return await self._leases.ask(claim)
+        return await self._leases.ask(claim, root=caller().root)
 
     @method(scope=grants.CALL)
     async def leased(self, target: bytes) -> Lease | None:

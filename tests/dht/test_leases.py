@@ -36,9 +36,10 @@ class Replica:
         length: float = 30.0,
         sequence: int | None = None,
         key: bytes = KEY,
+        root: PeerId | None = None,
     ) -> Lease | None:
         claim = Claim(key, int(now) if sequence is None else sequence, length)
-        return self.book.ask(Signed.seal(identity(who), CLAIM, claim), claim, now=now)
+        return self.book.ask(Signed.seal(identity(who), CLAIM, claim), claim, now=now, root=root)
 
     def holder(self, now: float) -> PeerId | None:
         lease = self.book.told(KEY, now=now)
@@ -92,6 +93,18 @@ def test_nobody_can_fill_a_replica_for_longer_than_a_lease() -> None:
         assert lease is not None
         assert lease.claim.author == identity(10 + number).peer_id
     assert len(replica.book) == 5
+
+
+def test_who_makes_many_keys_with_one_ticket_does_not_fill_a_replica() -> None:
+    replica = Replica(DhtConfig(leases_per_root=3, max_leases=5))
+    keys = [bytes([number]) * 20 for number in range(9)]
+    for who in range(3):
+        replica.ask(who, 100.0, key=keys[who], root=peer_id(1))
+    with pytest.raises(BusyError):
+        replica.ask(3, 100.0, key=keys[3], root=peer_id(1))
+    assert replica.ask(4, 100.0, key=keys[3], root=peer_id(2)) is not None
+    replica.ask(0, 101.0, key=keys[0], length=0.0)
+    assert replica.ask(3, 102.0, key=keys[0], root=peer_id(1)) is not None
 
 
 async def test_what_was_granted_before_a_restart_holds_for_its_whole_length(
