@@ -44,6 +44,7 @@ class Held:
         self.notices = Notices(self.mesh, name)
         self.state = State(client_id(identity.peer_id))
         self.chains: dict[PeerId, Chain] = {}
+        self._by_key: dict[bytes, Chain] = {}  # the same by raw keys, which are found faster
         self.is_stale = False  # a notice cuts what is on disk only: to be read again from there
         self._identity = identity
         self._membership = membership
@@ -140,7 +141,7 @@ class Held:
         if chain is None:
             if len(self.chains) >= MAX_AUTHORS:
                 raise RefusedError("full", f"{self.name!r} has {MAX_AUTHORS} authors already")
-            chain = self.chains[author] = Chain(author)
+            chain = self.chains[author] = self._by_key[author.raw] = Chain(author)
             cut = self.notices.cut(author)
             if cut is not None and cut.upto is not None:
                 chain.upto = cut.upto

@@ -19,9 +19,10 @@ from lattica.store.chain import Chain, ChainMark, Link
 from lattica.store.held import Held
 from lattica.store.messages import Notice, Update
 from lattica.store.notices import Verdict
-from lattica.store.quick import read_body
+from lattica.store.quick import read_quick
 from lattica.store.reading import Incoming, Reader
 from lattica.store.refusals import RefusedError
+from lattica.store.update import read_update
 
 Refuse = Callable[[Signed, RefusedError], None]
 
@@ -89,7 +90,7 @@ class Taking(Held):
     def _arrived(self, incoming: Incoming, taken: Taken) -> bool:
         """Accept an envelope, or keep it until what it follows is here; False if it waits."""
         author, update = incoming.envelope.author, incoming.update
-        chain = self.chains.get(author)
+        chain = self._by_key.get(author.raw)
         if (
             chain is not None
             and update.previous == chain.head_hash
@@ -147,7 +148,7 @@ class Taking(Held):
         try:
             # Every peer must find the same, so nothing but the chain and the content counts.
             chain.check(update, update.membership, self._scope)
-            facts = read_body(update.body)
+            facts = read_quick(update.body) or read_update(update.body)
             if facts.client is not None:
                 if facts.client != client:
                     raise RefusedError("client", "the update writes in another author's name")
@@ -277,5 +278,5 @@ class Taking(Held):
             self._forget_waiting(chain, sequence)
         if not chain.head and chain.author != self._identity.peer_id:
             # Whoever was never allowed anything is not remembered.
-            del self.chains[chain.author]
+            del self.chains[chain.author], self._by_key[chain.author.raw]
         return refusal
