@@ -242,8 +242,11 @@ class Database:
 
 
 def _write_rows(connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
+    # One that is there already keeps its place in the order: others may rest on it.
     connection.executemany(
-        "INSERT INTO envelopes (document, author, sequence, envelope) VALUES (?, ?, ?, ?)", rows
+        "INSERT INTO envelopes (document, author, sequence, envelope) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (document, author, sequence) DO UPDATE SET envelope = excluded.envelope",
+        rows,
     )
 
 

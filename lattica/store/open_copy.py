@@ -110,7 +110,7 @@ class OpenCopy:
                     continue
                 # What was accepted meanwhile.
                 batch = old.missing(fresh.heads(), limit=self._config.max_author_log)
-                if batch is None:
+                if batch is None or not batch.is_complete:
                     continue
                 fresh.receive(batch.envelopes)
                 fresh.learn(old.notices)

@@ -156,3 +156,39 @@ def copy_of(source: Path, target: Path) -> None:
 async def test_whether_writes_wait_for_the_disk_is_configured(tmp_path, fsync, level):
     async with mesh(tmp_path, 1, config=StoreConfig(fsync=fsync)) as (_, (one,)):
         assert one._database._connection.execute("PRAGMA synchronous").fetchone() == (level,)
+
+
+async def test_a_row_whose_signature_was_spoiled_is_fetched_again_and_replaced(tmp_path):
+    """It was vouched for by an update that a crash kept from the disk."""
+    network = MemoryNetwork()
+    async with peer(network, 2, tmp_path) as two:
+        there = await two.open("roster")
+        for number in range(3):
+            there.map("m")[f"k{number}"] = number
+        await there.flush()
+        async with peer(network, 1, tmp_path) as one:
+            await link(one, 2)
+            await until_equal(await one.open("roster"), there)
+            await one._journal.flush()
+        spoil_last(file_of(tmp_path, 1))
+        for _ in range(2):
+            async with peer(network, 1, tmp_path) as one:
+                await link(one, 2)
+                document = await one.open("roster")
+                await until_equal(document, there)
+                await document.flush()
+                assert document.heads() == {id_of(2): 3}
+        async with peer(network, 1, tmp_path) as one:
+            assert (await one.open("roster")).heads() == {id_of(2): 3}, "without the other peer"
+
+
+def spoil_last(file: Path) -> None:
+    """Break the signature of the last envelope."""
+    with sqlite3.connect(file) as connection:
+        row, data = connection.execute(
+            "SELECT id, envelope FROM envelopes ORDER BY id DESC LIMIT 1"
+        ).fetchone()
+        connection.execute(
+            "UPDATE envelopes SET envelope = ? WHERE id = ?", (data[:-64] + bytes(64), row)
+        )
+    connection.close()
