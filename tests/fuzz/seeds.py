@@ -22,7 +22,8 @@ from lattica.reach.plan import plan
 from lattica.rpc import messages as m
 from lattica.rpc.framing import frame
 from lattica.store.manifest import BlockRef, FileEntry, Manifest
-from lattica.store.messages import Exchange, Head, Presence, Update
+from lattica.store.messages import Exchange, Head, Presence, Ruling, Update
+from lattica.store.notices import rule
 from lattica.store.values import encode_value
 from tests.fuzz.session import CONTROL, step
 from tests.fuzz.targets import BINDING, ENDING, ONE, OTHER, RELAYED
@@ -76,6 +77,7 @@ def seeds() -> dict[str, list[bytes]]:
         "store_manifest": [manifest.encode()],
         "store_exchange": _exchanges(grant),
         "store_presence": [_presence()],
+        "store_notice": _notices(),
     }
 
 
@@ -199,6 +201,15 @@ def _presence() -> bytes:
     )
     shown = grants.Membership(ONE.peer_id, (step,))
     return wire.encode(Presence(ONE.peer_id, "notes", 10**9, encode_value({"at": 3}), shown))
+
+
+def _notices() -> list[bytes]:
+    updates = [
+        wire.encode(Update(ONE.peer_id, "notes", 2, bytes(32), 1.0, body)) for body in (b"1", b"2")
+    ]
+    ruling = wire.encode(Ruling(ONE.peer_id, "notes", OTHER.peer_id, 3))
+    notice = rule(ONE, "notes", OTHER.peer_id, upto=3)
+    return [b"".join(updates), ruling, wire.encode(notice)]
 
 
 def _exchanges(envelope: Signed) -> list[bytes]:

@@ -50,7 +50,10 @@ from lattica.rpc.framing import FrameReader
 from lattica.store import messages as store_messages
 from lattica.store.document import plain
 from lattica.store.manifest import Manifest, decode_manifest
+from lattica.store.notices import Notices
 from lattica.store.presence import PresenceBook
+from lattica.store.quick import read_body
+from lattica.store.refusals import RefusedError
 from lattica.store.state import State
 from lattica.store.update import read_update
 from lattica.store.values import decode_value, encode_value
@@ -286,8 +289,13 @@ def store_update(data: bytes) -> None:
     try:
         facts = read_update(data)
     except DocumentError:
-        return
+        try:
+            read_body(data)
+        except DocumentError:
+            return
+        raise AssertionError("read quickly, and refused otherwise") from None
     assert facts.end >= facts.start
+    assert read_body(data) == facts
 
 
 def store_state(data: bytes) -> None:
@@ -367,6 +375,46 @@ def store_exchange(data: bytes) -> None:
             pass
 
 
+def store_notice(data: bytes) -> None:
+    """What proves a fork or is ruled: well signed by the mesh's authority, or just bytes."""
+    half = len(data) // 2
+    payloads = data, data[:half], data[half:]
+    ruling, one, other = (
+        _signed_by_one(domain, payload)
+        for domain, payload in zip(
+            (store_messages.RULING, store_messages.DOMAIN, store_messages.DOMAIN),
+            payloads,
+            strict=True,
+        )
+    )
+    found = [
+        store_messages.Notice((ruling,)),
+        store_messages.Notice((one,), (other,), membership_of_one()),
+    ]
+    try:
+        found.append(wire.decode(data, store_messages.Notice))
+    except DECODE:
+        pass
+    known = Notices(ONE.peer_id, "notes")
+    for notice in found:
+        try:
+            verdict = known.add(notice)
+        except RefusedError:
+            continue
+        assert verdict is None or known.lacking(())
+        if verdict is not None and verdict.upto is not None:
+            assert known.cut(verdict.author) is not None
+
+
+@functools.cache
+def membership_of_one() -> grants.Membership:
+    """What lets ONE write, by the mesh that ONE is."""
+    step = grants.issue(
+        ONE, mesh=ONE.peer_id, subject=ONE.peer_id, scopes=grants.MEMBER, expires=2000.0
+    )
+    return grants.Membership(ONE.peer_id, (step,))
+
+
 @functools.cache
 def _sessions() -> SessionFuzz:
     return SessionFuzz()
@@ -423,5 +471,6 @@ TARGETS: dict[str, Target] = {
         store_manifest,
         store_exchange,
         store_presence,
+        store_notice,
     )
 }
