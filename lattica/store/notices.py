@@ -32,6 +32,7 @@ from lattica.store.messages import (
 from lattica.store.refusals import RefusedError
 
 UNCUT = 2**53
+MAX_TOLD = 1 << 20  # bytes of notices in one message, beside the last one
 
 
 class Verdict(NamedTuple):
@@ -106,17 +107,22 @@ class Notices:
         return tuple(self._mark(author) for author in {**self._cuts, **self._grants})
 
     def lacking(self, theirs: Iterable[Mark]) -> tuple[Notice, ...]:
-        """The notices that a peer with the marks `theirs` does not know."""
+        """The notices that a peer with the marks `theirs` does not know, as many as fit."""
         known = {mark.author: mark for mark in theirs}
         found: list[Notice] = []
+        size = 0
         for author in {**self._cuts, **self._grants}:
+            if size > MAX_TOLD or len(found) >= MAX_NOTICES - 1:
+                break  # the next exchange brings more
             mark = known.get(author, Mark(author, UNCUT, 0.0))
             ours = self._mark(author)
             if ours.upto < mark.upto:
-                found.append(self._cuts[author].notice)
+                notice = self._cuts[author].notice
+                found.append(notice)
+                size += sum(len(each.payload) for each in (*notice.one, *notice.other))
             if ours.granted > mark.granted:
                 found.append(self._grants[author][1].notice)
-        return tuple(found[:MAX_NOTICES])
+        return tuple(found)
 
     def __iter__(self) -> Iterator[Notice]:
         for verdict in self._cuts.values():

@@ -143,6 +143,19 @@ def test_a_proof_convinces_peers_that_have_neither_branch():
     assert three.lacking(two.notices.marks()) == ()
 
 
+def test_many_large_proofs_go_over_a_few_at_a_time():
+    two, three = replica(2), replica(3)
+    big = encode_value(b"x" * 400_000)
+    for number in range(10, 18):
+        receive(two, write(replica(number), "k", big))
+        with pytest.raises(RefusedError):
+            receive(two, write(replica(number), "k", TWO))
+    assert len(two.lacking(())) < 8
+    sync(two, three)
+    assert len(three.notices.forks()) == 8
+    assert equal(two, three)
+
+
 def test_a_peer_that_finds_its_own_fork_stops_writing():
     one, twin = replica(1), replica(1)
     write(one, "k", ONE)
