@@ -10,9 +10,13 @@ from typing import NamedTuple
 
 from bench.schedule_keys import NAME, NOW, identity, membership
 from bench.schedule_node import Node, exchange
+from lattica.identity import wire
 from lattica.identity.keys import PeerId
 from lattica.identity.signed import Signed
 from lattica.store.document import Document
+from lattica.store.kinds import GONE
+from lattica.store.messages import Update
+from lattica.store.quick import read_body
 from lattica.store.replica import Replica, Taken
 
 __all__ = ["NAME", "NOW", "Forgery", "Outcome", "World", "identity", "membership"]
@@ -116,7 +120,7 @@ class World:
             self.believed += not counted or replica.state.digest() != before[0]
         else:
             # What rests on something that is not here yet waits; `finish` brings it again.
-            self.believed += not taken.waiting
+            self.believed += not taken.waiting and has_effect(replica, forgery.envelope)
 
     def _judge(self, received: Iterable[Taken]) -> None:
         if self.cut:
@@ -174,7 +178,10 @@ class World:
         return missing
 
     def _uncut(self, node: Node) -> int:
-        found = sum(node.holds(forgery.envelope) for forgery in self.forgeries)
+        found = sum(
+            node.holds(forgery.envelope) and has_effect(node.replica, forgery.envelope)
+            for forgery in self.forgeries
+        )
         for author, upto in self.cut.items():
             if upto is None:
                 continue
@@ -183,6 +190,16 @@ class World:
             found += verdict is None or verdict.upto != upto
             found += chain is not None and chain.head > upto
         return found
+
+
+def has_effect(replica: Replica, envelope: Signed) -> bool:
+    """Whether an update that was taken in is in the content.
+
+    What rests on entries that were cut is taken in and is nowhere, also if it was a lie.
+    """
+    facts = read_body(wire.decode(envelope.payload, Update).body)
+    places = replica.state.ledger.places(facts.client or 0, facts.start, facts.end)
+    return any(place.kind != GONE for place in places)
 
 
 def refusals(replica: Replica) -> dict[str, int]:
