@@ -14,7 +14,7 @@ from lattica.identity import wire
 from lattica.identity.keys import PeerId
 from lattica.identity.signed import Signed
 from lattica.store.document import Document
-from lattica.store.kinds import GONE
+from lattica.store.kinds import COUNT, GONE
 from lattica.store.messages import Update
 from lattica.store.quick import read_body
 from lattica.store.replica import Replica, Taken
@@ -120,7 +120,7 @@ class World:
             self.believed += not counted or replica.state.digest() != before[0]
         else:
             # What rests on something that is not here yet waits; `finish` brings it again.
-            self.believed += not taken.waiting and has_effect(replica, forgery.envelope)
+            self.believed += not taken.waiting and has_effect(replica, forgery)
 
     def _judge(self, received: Iterable[Taken]) -> None:
         if self.cut:
@@ -179,7 +179,7 @@ class World:
 
     def _uncut(self, node: Node) -> int:
         found = sum(
-            node.holds(forgery.envelope) and has_effect(node.replica, forgery.envelope)
+            node.holds(forgery.envelope) and has_effect(node.replica, forgery)
             for forgery in self.forgeries
         )
         for author, upto in self.cut.items():
@@ -192,13 +192,17 @@ class World:
         return found
 
 
-def has_effect(replica: Replica, envelope: Signed) -> bool:
-    """Whether an update that was taken in is in the content.
+def has_effect(replica: Replica, forgery: Forgery) -> bool:
+    """Whether a lie that was taken in says in the content what it may not.
 
-    What rests on entries that were cut is taken in and is nowhere, also if it was a lie.
+    One may come to rest on something else than what it was made for: on entries that were cut,
+    and then it is nowhere; or, when a crash has lost those, on others that their author wrote
+    anew, and then it is an ordinary update of a writer.
     """
-    facts = read_body(wire.decode(envelope.payload, Update).body)
+    facts = read_body(wire.decode(forgery.envelope.payload, Update).body)
     places = replica.state.ledger.places(facts.client or 0, facts.start, facts.end)
+    if forgery.reason == "miscounting":
+        return any(place.kind == COUNT for place in places)
     return any(place.kind != GONE for place in places)
 
 
