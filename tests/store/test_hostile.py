@@ -132,4 +132,4 @@ def test_what_is_let_in_reads_the_same_on_all():
 
 @pytest.mark.slow
 def test_and_so_does_much_more():
-    assert sum(check(seed) for seed in range(60, 460)) > 4000
+    assert sum(check(seed) for seed in range(60, 200)) > 1400
