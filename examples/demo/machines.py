@@ -119,6 +119,19 @@ class Machine:
             self._changed.notify_all()
 
 
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Let Ctrl-C wait until the block is done: what it starts must not be forgotten."""
+    came: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    for number in came:
+        signal.raise_signal(number)
+
+
 class Machines:
     """All processes of one demo. Leaving the context ends every one of them."""
 
@@ -128,8 +141,9 @@ class Machines:
 
     def start(self, name: str, *words: str) -> Machine:
         """Start one; see `Machine`."""
-        machine = Machine(name, self.folder, words)
-        self._all.append(machine)
+        with held_back():
+            machine = Machine(name, self.folder, words)
+            self._all.append(machine)
         return machine
 
     def __iter__(self) -> Iterator[Machine]:
