@@ -24,7 +24,7 @@ import msgspec
 from bench.bulk import ITEM, megabytes
 from bench.mesh import Client, Where, client, engines, link_config, member
 from bench.processes import Other, other
-from bench.rows import Measure, Row, medians, row, show, write
+from bench.rows import Measure, Row, finish, medians, row, tell
 from bench.swarm import MBIT, Line, gather, simulate, spread
 from bench.targets import DEFAULT_ENGINE, ENGINES, choose
 from lattica.config import MIB, StoreConfig
@@ -177,7 +177,7 @@ def rows_of(
     found: list[Row] = []
     for measure in choose(only, "blocks"):
         for engine in (DEFAULT_ENGINE,) if measure in EMULATED else names:
-            tell(f"{measure}: {engine}")
+            tell(f"blocks: {measure}: {engine}")
             found.append(MEASURES[measure](measure, engine, sizes, rounds))
     return found
 
@@ -242,13 +242,6 @@ MEASURES = {
 EMULATED = ("blocks_swarm", "blocks_providers")
 
 
-def tell(what: str) -> None:
-    """Progress, where somebody looks."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\033[K{what}")
-        sys.stderr.flush()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 1 if a target is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench.blocks", description=__doc__)
@@ -258,11 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N")
     args = parser.parse_args(argv)
     measured = rows_of(args.only, engines(args.engine), Sizes(), args.rounds)
-    tell("")
-    show(measured)
-    if args.json is not None:
-        write(measured, args.json)
-    return 0 if all(each.met is not False for each in measured) else 1
+    return finish(measured, args.json)
 
 
 if __name__ == "__main__":

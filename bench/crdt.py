@@ -24,7 +24,7 @@ import pycrdt
 from bench.crdt_peer import DOCUMENT
 from bench.mesh import Where, engines, link_config, member
 from bench.processes import other
-from bench.rows import Row, row, show, write
+from bench.rows import Row, finish, row, tell
 from bench.schedule_world import NOW, identity, membership
 from bench.schedules import run_schedule
 from bench.targets import choose
@@ -223,7 +223,7 @@ def schedules(count: int) -> tuple[int, int]:
     diverged = wrong = 0
     for seed in range(count):
         if seed % 50 == 0:
-            tell(f"schedule {seed} of {count}")
+            tell(f"crdt: schedule {seed} of {count}")
         outcome = run_schedule(seed)
         diverged += outcome.diverged
         wrong += outcome.lost + outcome.believed + outcome.refused_honest
@@ -235,21 +235,21 @@ def rows_of(only: Sequence[str], *, changes: int, large: int, count: int) -> lis
     wanted = choose(only, "crdt")
     found: list[Row] = []
     if "crdt_sync" in wanted:
-        tell("synchronisation")
+        tell("crdt: synchronisation")
         moved, missing = sync_bytes(changes)
         note = f"{changes} changes by {AUTHORS} authors, {MISSING} missing; both messages"
         found.append(
             row("crdt_sync", ENGINE, moved, "B", reference=missing, against="updates", note=note)
         )
     if "crdt_apply" in wanted:
-        tell("verified updates")
+        tell("crdt: verified updates")
         ours, plain = apply_rates(changes, rounds=5)
         found.append(row("crdt_apply", ENGINE, ours, "1/s", reference=plain, against="pycrdt"))
     if "crdt_gossip" in wanted:
-        tell("eight processes")
+        tell("crdt: eight processes")
         found.append(row("crdt_gossip", ENGINE, anyio.run(gossip, 100), "ms"))
     if {"crdt_open", "crdt_open_share"} & set(wanted):
-        tell("opening")
+        tell("crdt: opening")
         compacted, replayed = anyio.run(open_times, large)
         note = f"{large} changes"
         found.append(row("crdt_open", ENGINE, compacted, "s", note=note))
@@ -272,13 +272,6 @@ def rows_of(only: Sequence[str], *, changes: int, large: int, count: int) -> lis
     return found
 
 
-def tell(what: str) -> None:
-    """Progress, where somebody looks."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\rcrdt: {what:<30}")
-        sys.stderr.flush()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 1 if a target is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench.crdt", description=__doc__)
@@ -289,11 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--schedules", type=int, default=10_000)
     args = parser.parse_args(argv)
     measured = rows_of(args.only, changes=args.changes, large=args.large, count=args.schedules)
-    tell("")
-    show(measured)
-    if args.json is not None:
-        write(measured, args.json)
-    return 0 if all(each.met is not False for each in measured) else 1
+    return finish(measured, args.json)
 
 
 if __name__ == "__main__":

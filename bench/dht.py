@@ -27,7 +27,7 @@ from bench.dht_lies import steered
 from bench.dht_world import SimPeer, World
 from bench.mesh import Where, engines, link_config, member
 from bench.processes import other
-from bench.rows import Row, row, show, write
+from bench.rows import Row, finish, row, tell
 from bench.targets import choose
 from lattica.config import DhtConfig
 from lattica.dht import Dht, dht_key
@@ -216,13 +216,13 @@ def rows_of(only: Sequence[str], peers: int, image: Path | None) -> list[Row]:
             found.append(row(measure, ENGINE, value, unit, note=note, **reference))
 
     if {"dht_recall", "dht_closest"} & set(wanted):
-        tell("churn")
+        tell("dht: churn")
         seen = simulate(lambda: churn(peers, minutes=60))
         note = f"{peers} peers, {seen.gets} gets in an hour, {LOSS:.0%} loss, {LIARS:.0%} liars"
         add("dht_recall", seen.recall, "share", note)
         add("dht_closest", seen.closest, "share", note)
     if "dht_steered" in wanted:
-        tell("liars that steer")
+        tell("dht: liars that steer")
         alone, two = (
             simulate(partial(steered, peers, paths=paths, share=LIARS))
             for paths in (1, DhtConfig().paths)
@@ -232,7 +232,7 @@ def rows_of(only: Sequence[str], peers: int, image: Path | None) -> list[Row]:
     sizes = [size for size in SIZES if f"dht_rounds_{size}" in wanted]
     costs = []
     for size in sizes:
-        tell(f"look-ups among {size}")
+        tell(f"dht: look-ups among {size}")
         costs.append(one := simulate(partial(cost, size)))
         note = f"{one.queries:.1f} queries, {one.kilobytes:.1f} kB a look-up, both ways"
         add(
@@ -246,15 +246,15 @@ def rows_of(only: Sequence[str], peers: int, image: Path | None) -> list[Row]:
     if image is not None and costs:
         draw(costs, image)
     if {"dht_get", "dht_store"} & set(wanted):
-        tell("eight processes")
+        tell("dht: eight processes")
         get, store = anyio.run(loopback)
         add("dht_get", get, "ms", reference=HIVEMIND_GET, against="hivemind, earlier")
         add("dht_store", store, "ms", reference=HIVEMIND_STORE, against="hivemind, earlier")
     if "dht_writers_lost" in wanted:
-        tell("writers")
+        tell("dht: writers")
         add("dht_writers_lost", simulate(writers), "records", f"{WRITERS} writers of one key")
     if "dht_idle" in wanted:
-        tell("idle peers")
+        tell("dht: idle peers")
         add("dht_idle", simulate(lambda: idle(peers)), "B/s", f"{peers} peers, headers included")
     return found
 
@@ -278,13 +278,6 @@ def draw(costs: Sequence[Cost], image: Path) -> None:
     figure.savefig(image, dpi=120)
 
 
-def tell(what: str) -> None:
-    """Progress, where somebody looks."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\rdht: {what:<30}")
-        sys.stderr.flush()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 1 if a target is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench.dht", description=__doc__)
@@ -294,11 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, metavar="IMAGE", help="look-ups by size")
     args = parser.parse_args(argv)
     measured = rows_of(args.only, args.peers, args.plot)
-    tell("")
-    show(measured)
-    if args.json is not None:
-        write(measured, args.json)
-    return 0 if all(each.met is not False for each in measured) else 1
+    return finish(measured, args.json)
 
 
 if __name__ == "__main__":

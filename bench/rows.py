@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -128,6 +129,22 @@ def show(rows: Sequence[Row]) -> None:
 def write(rows: Sequence[Row], file: Path) -> None:
     """The rows as a JSON list."""
     file.write_bytes(msgspec.json.format(msgspec.json.encode(list(rows))) + b"\n")
+
+
+def tell(what: str) -> None:
+    """Progress, where somebody looks; nothing to clear it."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\033[K{what}")
+        sys.stderr.flush()
+
+
+def finish(rows: Sequence[Row], file: Path | None) -> int:
+    """Print the rows, write them if there is a file; the exit status: 1 if a target is missed."""
+    tell("")
+    show(rows)
+    if file is not None:
+        write(rows, file)
+    return 0 if all(each.met is not False for each in rows) else 1
 
 
 def _figure(value: float | None) -> str:

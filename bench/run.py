@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
@@ -15,7 +14,7 @@ import msgspec
 from bench import grpc_peer, mesh
 from bench.floor import FloorClient
 from bench.processes import Other, other
-from bench.rows import Measure, medians
+from bench.rows import Measure, medians, tell
 from bench.servers import FloorWhere
 from lattica.identity import wire
 from lattica.identity.keys import Identity
@@ -137,13 +136,8 @@ class Run:
 
     def tell(self, what: str) -> None:
         """Say on a terminal what is being measured."""
-        if sys.stderr.isatty():
-            spent = time.monotonic() - self._started
-            sys.stderr.write(f"\r\033[K{spent:4.0f} s  {what}")
-            sys.stderr.flush()
+        tell(f"{time.monotonic() - self._started:4.0f} s  {what}")
 
     def quiet(self) -> None:
         """Clear the line of `tell`."""
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
+        tell("")

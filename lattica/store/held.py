@@ -67,6 +67,11 @@ class Held:
         """The accepted envelope that says the same, if any."""
         return self._known.get(envelope_hash(envelope))
 
+    @property
+    def unarchived(self) -> int:
+        """How many accepted envelopes are in memory."""
+        return len(self._accepted)
+
     def recent(self) -> tuple[Link, ...]:
         """The accepted envelopes in memory, in order."""
         return tuple(self._accepted)

@@ -257,7 +257,7 @@ class OpenCopy:
             self._committed.update(reached)
             self._changed()
             total = sum(chain.head for chain in self.replica.chains.values())
-            if len(self.replica.recent()) >= max(self._config.snapshot_every, total // 8):
+            if self.replica.unarchived >= max(self._config.snapshot_every, total // 8):
                 self._start_compacting()
 
         self._journal.add(rows, committed)
@@ -285,7 +285,7 @@ class OpenCopy:
             self.document.notify_of(verdict.author for verdict in verdicts)
 
     def _start_compacting(self) -> None:
-        if self._compacting or self.replica.state.writing or not self.replica.recent():
+        if self._compacting or self.replica.state.writing or not self.replica.unarchived:
             return
         self._compacting = True
         replica = self.replica

@@ -141,6 +141,9 @@ async def test_the_machine_that_founded_the_mesh_revokes_a_writer_and_its_peer_i
             )
             assert nobody.returncode != 0
             assert "lattica peers" in nobody.stderr
+            await docs(alpha.home, "grant", "shopping", "writer", "--days", "2")
+            await document.synced()
+            document.map("list")["milk"] = 2
             await docs(alpha.home, "revoke", "shopping", "writer")
             await document.synced()
             with pytest.raises(GrantError, match="revoked"):
