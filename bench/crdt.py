@@ -36,10 +36,10 @@ from lattica.identity.signed import Signed
 from lattica.link.memory import MemoryLinks, MemoryNetwork
 from lattica.rpc import Rpc
 from lattica.store import Document, Documents
-from lattica.store.messages import Exchange, Update
-from lattica.store.replica import Replica
-from lattica.store.shelf import CHUNK
-from lattica.store.values import encode_value
+from lattica.store.chains.messages import Exchange, Update
+from lattica.store.chains.replica import Replica
+from lattica.store.crdt.values import encode_value
+from lattica.store.documents.shelf import CHUNK
 
 ENGINE = "-"
 NAME = "bench"

@@ -14,13 +14,13 @@ from lattica.identity import grants
 from lattica.identity.grants import Membership
 from lattica.identity.keys import Identity
 from lattica.identity.signed import Signed
-from lattica.store.kinds import ARRAY
-from lattica.store.ledger import counter_key
-from lattica.store.messages import DOMAIN, GENESIS, Update
-from lattica.store.replica import Replica
-from lattica.store.state import client_id
-from lattica.store.update import STRING, encode_number, live_units
-from lattica.store.values import encode_value
+from lattica.store.chains.messages import DOMAIN, GENESIS, Update
+from lattica.store.chains.replica import Replica
+from lattica.store.crdt.kinds import ARRAY
+from lattica.store.crdt.ledger import counter_key
+from lattica.store.crdt.state import client_id
+from lattica.store.crdt.update import STRING, encode_number, live_units
+from lattica.store.crdt.values import encode_value
 
 ROGUE = 1000  # number of the first identity that breaks the rules
 WRITER = 5000  # of the first that keeps to them for a while

@@ -1,6 +1,6 @@
 """One replica of a schedule with a disk of its own, which may crash at any time.
 
-It does in memory what `lattica.store.open_copy` does with SQLite: what was accepted is
+It does in memory what `lattica.store.documents.open_copy` does with SQLite: what was accepted is
 pending until it is committed, only what is committed leaves, and a crash loses the rest.
 """
 
@@ -14,12 +14,12 @@ from lattica.config import StoreConfig
 from lattica.identity import wire
 from lattica.identity.keys import PeerId
 from lattica.identity.signed import Signed
-from lattica.store.chain import Link
-from lattica.store.document import Document
-from lattica.store.messages import Head, Mark, Notice, Update, envelope_hash
-from lattica.store.notices import Verdict
-from lattica.store.replica import Replica, Snapshot, Taken
-from lattica.store.sending import samples, wanted
+from lattica.store.chains.chain import Link
+from lattica.store.chains.messages import Head, Mark, Notice, Update, envelope_hash
+from lattica.store.chains.notices import Verdict
+from lattica.store.chains.replica import Replica, Snapshot, Taken
+from lattica.store.chains.sending import samples, wanted
+from lattica.store.documents.document import Document
 
 MANY = 10**9
 CHUNK = 7  # envelopes read back in one go

@@ -13,11 +13,11 @@ from bench.schedule_node import Node, exchange
 from lattica.identity import wire
 from lattica.identity.keys import PeerId
 from lattica.identity.signed import Signed
-from lattica.store.document import Document
-from lattica.store.kinds import COUNT, GONE
-from lattica.store.messages import Update
-from lattica.store.quick import read_body
-from lattica.store.replica import Replica, Taken
+from lattica.store.chains.messages import Update
+from lattica.store.chains.replica import Replica, Taken
+from lattica.store.crdt.kinds import COUNT, GONE
+from lattica.store.crdt.quick import read_body
+from lattica.store.documents.document import Document
 
 __all__ = ["NAME", "NOW", "Forgery", "Outcome", "World", "identity", "membership"]
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from bench.forgeries import FORGERIES, Writer
 from bench.schedule_keys import AUTHORITY, NAME
 from bench.schedule_world import Forgery, Outcome, World
-from lattica.store.notices import rule
+from lattica.store.chains.notices import rule
 
 STEPS = 80
 LETTERS = "aé中👍\u0301"  # of one to four bytes, and one that joins the letter before

@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio.to_thread
 
 from lattica.identity.keys import PeerId
-from lattica.store.manifest import is_manifest_id
+from lattica.store.blocks.manifest import is_manifest_id
 from serving.errors import ModelDirError, WeightsError
 from serving.loading import ModelFolder, is_weight_file
 from serving.ports import MeshPeer

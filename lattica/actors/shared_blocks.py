@@ -7,7 +7,7 @@ import anyio
 from lattica.errors import ActorsError, GetTimeoutError, StoreError
 from lattica.rpc.buffers import Buffer
 from lattica.store import Blocks
-from lattica.store.manifest import to_hash
+from lattica.store.blocks.manifest import to_hash
 
 
 class SharedBlocks:

@@ -10,11 +10,11 @@ import anyio.to_thread
 from lattica.cli.reports import BlocksReport, ManifestReport
 from lattica.config import StoreConfig
 from lattica.errors import BlockMissingError, ControlError
-from lattica.store.blocks import Blocks
-from lattica.store.blockstore import BlockStore
-from lattica.store.getting import Progress
-from lattica.store.manifest import decode_manifest, to_hash, to_id
-from lattica.store.sweeping import Held, Swept, Verified, listing, sweep, verify
+from lattica.store.blocks.blockstore import BlockStore
+from lattica.store.blocks.manifest import decode_manifest, to_hash, to_id
+from lattica.store.blocks.sweeping import Held, Swept, Verified, listing, sweep, verify
+from lattica.store.swarm.blocks import Blocks
+from lattica.store.swarm.getting import Progress
 
 Tell = Callable[[int, int], None]  # done and total, in bytes
 

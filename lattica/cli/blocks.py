@@ -27,7 +27,7 @@ from lattica.cli.options import add_home, home_of
 from lattica.cli.output import console, print_json, size_text, table
 from lattica.cli.reports import BlocksReport, ManifestReport
 from lattica.errors import ControlError
-from lattica.store.blockstore import BlockStore
+from lattica.store.blocks.blockstore import BlockStore
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 

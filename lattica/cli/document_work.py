@@ -9,8 +9,8 @@ from lattica.cli.reports import DocumentReport, DocumentsReport
 from lattica.clock import Clock
 from lattica.errors import ControlError
 from lattica.identity.keys import PeerId
-from lattica.store.document import Document
-from lattica.store.documents import Documents
+from lattica.store.documents.document import Document
+from lattica.store.documents.documents import Documents
 
 DAY = 86_400.0
 Names = Callable[[], Awaitable[Mapping[str, str]]]  # peers' names by their ids

@@ -21,10 +21,10 @@ from lattica.reach.nat import Filtering, Mapping, NatReport, Ports
 from lattica.reach.plan import plan
 from lattica.rpc import messages as m
 from lattica.rpc.framing import frame
-from lattica.store.manifest import BlockRef, FileEntry, Manifest
-from lattica.store.messages import Exchange, Head, Presence, Ruling, Update
-from lattica.store.notices import rule
-from lattica.store.values import encode_value
+from lattica.store.blocks.manifest import BlockRef, FileEntry, Manifest
+from lattica.store.chains.messages import Exchange, Head, Presence, Ruling, Update
+from lattica.store.chains.notices import rule
+from lattica.store.crdt.values import encode_value
 from tests.fuzz.session import CONTROL, step
 from tests.fuzz.targets import BINDING, ENDING, ONE, OTHER, RELAYED
 from tests.store import raw

@@ -47,16 +47,16 @@ from lattica.reach.plan import guess_hosts, guesses, plan
 from lattica.rpc import failures
 from lattica.rpc import messages as rpc_messages
 from lattica.rpc.framing import FrameReader
-from lattica.store import messages as store_messages
-from lattica.store.document import plain
-from lattica.store.manifest import Manifest, decode_manifest
-from lattica.store.notices import Notices
-from lattica.store.presence import PresenceBook
-from lattica.store.quick import read_body
-from lattica.store.refusals import RefusedError
-from lattica.store.state import State
-from lattica.store.update import read_update
-from lattica.store.values import decode_value, encode_value
+from lattica.store.blocks.manifest import Manifest, decode_manifest
+from lattica.store.chains import messages as store_messages
+from lattica.store.chains.notices import Notices
+from lattica.store.chains.refusals import RefusedError
+from lattica.store.crdt.quick import read_body
+from lattica.store.crdt.state import State
+from lattica.store.crdt.update import read_update
+from lattica.store.crdt.values import decode_value, encode_value
+from lattica.store.documents.document import plain
+from lattica.store.documents.presence import PresenceBook
 from tests.fuzz.session import SessionFuzz
 from tests.reach.relay_bench import Bench, Link, place
 from tests.store import raw

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lattica.store.blockstore import BlockStore
-from lattica.store.manifest import decode_manifest, hash_of
+from lattica.store.blocks.blockstore import BlockStore
+from lattica.store.blocks.manifest import decode_manifest, hash_of
 
 
 def spoil(store: BlockStore, digest: bytes) -> None:

@@ -14,9 +14,9 @@ from lattica.identity.grants import Membership
 from lattica.identity.keys import Identity, PeerId
 from lattica.identity.signed import Signed
 from lattica.store import Change, Document
-from lattica.store.chain import Link
-from lattica.store.messages import DOMAIN, GENESIS, Update
-from lattica.store.replica import Replica
+from lattica.store.chains.chain import Link
+from lattica.store.chains.messages import DOMAIN, GENESIS, Update
+from lattica.store.chains.replica import Replica
 
 NOW = 1_000_000.0
 HOUR = 3600.0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lattica.store.kinds import Id
-from lattica.store.ledger import counter_key
-from lattica.store.update import ANY, DELETED, STRING
-from lattica.store.values import encode_value
+from lattica.store.crdt.kinds import Id
+from lattica.store.crdt.ledger import counter_key
+from lattica.store.crdt.update import ANY, DELETED, STRING
+from lattica.store.crdt.values import encode_value
 
 ONE = encode_value(1)
 COUNT = encode_value([1, 0])  # one added, none taken off

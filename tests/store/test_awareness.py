@@ -15,10 +15,10 @@ from lattica.config import StoreConfig
 from lattica.errors import DocumentError
 from lattica.identity.grants import Membership
 from lattica.identity.signed import Signed
-from lattica.store.messages import PRESENCE, Presence
-from lattica.store.presence import BURST, MAX_PEERS, SKEW, PresenceBook
-from lattica.store.refusals import RefusedError
-from lattica.store.values import encode_value
+from lattica.store.chains.messages import PRESENCE, Presence
+from lattica.store.chains.refusals import RefusedError
+from lattica.store.crdt.values import encode_value
+from lattica.store.documents.presence import BURST, MAX_PEERS, SKEW, PresenceBook
 from lattica.virtual_loop import VirtualLoop
 from tests.store.mesh import NAME, NOW, authority, identity, membership
 from tests.store.test_documents import id_of, link, mesh, peer
@@ -153,7 +153,7 @@ def test_a_peer_that_speaks_without_end_is_not_heard_and_others_cannot_make_it_s
 
 
 def test_there_is_room_for_so_many_and_no_more(monkeypatch):
-    monkeypatch.setattr("lattica.store.presence.MAX_PEERS", 3)
+    monkeypatch.setattr("lattica.store.documents.presence.MAX_PEERS", 3)
     assert MAX_PEERS > 3
     here = book(1)
     for number in (2, 3, 4):

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from bench.mesh import Where
-from lattica.store.blockstore import BlockStore
-from lattica.store.manifest import decode_manifest, to_hash
+from lattica.store.blocks.blockstore import BlockStore
+from lattica.store.blocks.manifest import decode_manifest, to_hash
 from tests.store import block_child
 from tests.store.damage import good_bytes
 from tests.store.test_manifest import noise
@@ -150,8 +150,8 @@ FULL = """
 import subprocess, sys
 from pathlib import Path
 from lattica.errors import StoreError
-from lattica.store.blockstore import BlockStore
-from lattica.store.manifest import BlockRef, FileEntry, Manifest, hash_of
+from lattica.store.blocks.blockstore import BlockStore
+from lattica.store.blocks.manifest import BlockRef, FileEntry, Manifest, hash_of
 from tests.store.test_manifest import noise
 
 disk = Path(sys.argv[1])

@@ -27,12 +27,12 @@ from lattica.identity.tickets import Contact
 from lattica.link.memory import MemoryLinks, MemoryNetwork
 from lattica.rpc import Rpc, method
 from lattica.store import Blocks, FileEntry, Manifest
-from lattica.store.block_messages import Given, Want
-from lattica.store.block_service import SERVICE, BlocksService
-from lattica.store.blockstore import BlockStore
-from lattica.store.content import Content
-from lattica.store.manifest import Hash, hash_of, to_id
-from lattica.store.sweeping import sweep
+from lattica.store.blocks.blockstore import BlockStore
+from lattica.store.blocks.content import Content
+from lattica.store.blocks.manifest import Hash, hash_of, to_id
+from lattica.store.blocks.sweeping import sweep
+from lattica.store.swarm.messages import Given, Want
+from lattica.store.swarm.service import SERVICE, BlocksService
 from tests.store import damage
 from tests.store.damage import lose, spoil
 from tests.store.mesh import NOW, home, identity, membership

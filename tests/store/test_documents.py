@@ -19,9 +19,9 @@ from lattica.identity.tickets import Contact
 from lattica.link.memory import MemoryLinks, MemoryNetwork
 from lattica.rpc import Rpc
 from lattica.store import Documents
-from lattica.store.messages import SERVICE
-from lattica.store.service import DocumentsService
-from lattica.store.values import encode_value
+from lattica.store.chains.messages import SERVICE
+from lattica.store.crdt.values import encode_value
+from lattica.store.documents.service import DocumentsService
 from tests.store.mesh import (
     NOW,
     home,

@@ -12,12 +12,13 @@ import pytest
 from lattica.errors import DocumentError, GrantError
 from lattica.identity import grants
 from lattica.identity.keys import PeerId
-from lattica.store import Document, state
-from lattica.store.messages import Notice
-from lattica.store.notices import coarse, rule
-from lattica.store.refusals import RefusedError
-from lattica.store.replica import Replica
-from lattica.store.values import encode_value
+from lattica.store import Document
+from lattica.store.chains.messages import Notice
+from lattica.store.chains.notices import coarse, rule
+from lattica.store.chains.refusals import RefusedError
+from lattica.store.chains.replica import Replica
+from lattica.store.crdt import state
+from lattica.store.crdt.values import encode_value
 from tests.store.mesh import (
     HOUR,
     NAME,

@@ -7,7 +7,7 @@ import pytest
 from lattica.errors import DocumentError
 from lattica.identity import grants
 from lattica.link.memory import MemoryNetwork
-from lattica.store import glances
+from lattica.store.documents import glances
 from tests.store.mesh import until_equal
 from tests.store.test_documents import QUICK, id_of, link, mesh, peer
 

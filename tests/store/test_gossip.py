@@ -16,11 +16,11 @@ import pytest
 from lattica.config import StoreConfig
 from lattica.identity.keys import PeerId
 from lattica.store import Document, Documents
-from lattica.store.conversation import Conversation
-from lattica.store.messages import Envelopes, Exchange, Heads, Marks, Notices, Others
-from lattica.store.sending import Batch
-from lattica.store.service import DocumentsService
-from lattica.store.values import encode_value
+from lattica.store.chains.messages import Envelopes, Exchange, Heads, Marks, Notices, Others
+from lattica.store.chains.sending import Batch
+from lattica.store.crdt.values import encode_value
+from lattica.store.documents.conversation import Conversation
+from lattica.store.documents.service import DocumentsService
 from tests.store.mesh import replica, until_equal, write
 from tests.store.test_documents import SLOW, id_of, link, mesh
 

@@ -11,9 +11,9 @@ import random
 import pytest
 
 from lattica.errors import DocumentError
-from lattica.store.ledger import counter_key
-from lattica.store.state import State
-from lattica.store.update import UpdateFacts, read_update
+from lattica.store.crdt.ledger import counter_key
+from lattica.store.crdt.state import State
+from lattica.store.crdt.update import UpdateFacts, read_update
 from tests.store.raw import COUNT, ONE, entry, update
 
 ROOTS = ("map:m", "array:a", "array:b", "text:t", "count:c")

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lattica.errors import DocumentError, GrantError
-from lattica.store.ledger import MAX_COUNT
-from lattica.store.state import State
+from lattica.store.crdt.ledger import MAX_COUNT
+from lattica.store.crdt.state import State
 from tests.store.mesh import document, meet
 
 # Of one, two, three and four bytes in UTF-8; the last two are surrogate pairs in UTF-16.

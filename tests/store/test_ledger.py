@@ -8,11 +8,11 @@ import pycrdt
 import pytest
 
 from lattica.errors import DocumentError
-from lattica.store.kinds import Id
-from lattica.store.ledger import counter_key
-from lattica.store.state import State
-from lattica.store.update import UpdateFacts, read_update
-from lattica.store.values import encode_value
+from lattica.store.crdt.kinds import Id
+from lattica.store.crdt.ledger import counter_key
+from lattica.store.crdt.state import State
+from lattica.store.crdt.update import UpdateFacts, read_update
+from lattica.store.crdt.values import encode_value
 from tests.store.mesh import document, meet
 from tests.store.raw import COUNT, FITTING, FOUNDATION, ONE, entry, update
 
@@ -110,7 +110,7 @@ def test_whoever_goes_on_between_what_two_wrote_at_once_is_let_in(kind, content)
 
 def test_what_takes_long_to_judge_is_refused_before_it_takes_long(monkeypatch):
     """Each such entry is looked up in the order of the whole sequence."""
-    monkeypatch.setattr("lattica.store.ledger.MAX_LOOKUPS", 3)
+    monkeypatch.setattr("lattica.store.crdt.ledger.MAX_LOOKUPS", 3)
     docs = [document(number) for number in range(1, 11)]
     for doc in docs:
         doc.array("x").append(1)

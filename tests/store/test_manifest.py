@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from lattica.config import KIB
 from lattica.errors import BlockCorruptError, BlockMissingError, StoreError
-from lattica.store import content as content_module
-from lattica.store.blockstore import BlockStore
-from lattica.store.cutting import cut
-from lattica.store.manifest import (
+from lattica.store.blocks import content as content_module
+from lattica.store.blocks.blockstore import BlockStore
+from lattica.store.blocks.cutting import cut
+from lattica.store.blocks.manifest import (
     BlockRef,
     FileEntry,
     Manifest,

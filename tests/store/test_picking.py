@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from lattica.config import KIB
 from lattica.errors import StoreError
-from lattica.store.manifest import BlockRef, FileEntry, Manifest
-from lattica.store.picking import Picker, mask_of
-from lattica.store.priorities import ranks_of
+from lattica.store.blocks.manifest import BlockRef, FileEntry, Manifest
+from lattica.store.blocks.sets import mask_of
+from lattica.store.swarm.picking import Picker
+from lattica.store.swarm.priorities import ranks_of
 from tests.store.mesh import identity
 
 ONE, TWO, THREE = (identity(number).peer_id for number in (1, 2, 3))

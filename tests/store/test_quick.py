@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from lattica.errors import DocumentError
 from lattica.identity import wire
-from lattica.store.messages import Update
-from lattica.store.quick import read_quick
-from lattica.store.update import read_update
+from lattica.store.chains.messages import Update
+from lattica.store.crdt.quick import read_quick
+from lattica.store.crdt.update import read_update
 from tests.store.mesh import document, identity, meet
 
 

@@ -13,11 +13,11 @@ from lattica.config import StoreConfig
 from lattica.errors import DocumentError, GrantError
 from lattica.identity import grants
 from lattica.identity.signed import Signed, _message
-from lattica.store.messages import DOMAIN, envelope_hash
-from lattica.store.refusals import RefusedError
-from lattica.store.replica import Replica
-from lattica.store.state import client_id
-from lattica.store.values import encode_value
+from lattica.store.chains.messages import DOMAIN, envelope_hash
+from lattica.store.chains.refusals import RefusedError
+from lattica.store.chains.replica import Replica
+from lattica.store.crdt.state import client_id
+from lattica.store.crdt.values import encode_value
 from tests.store.mesh import (
     HOUR,
     NOW,
@@ -310,7 +310,7 @@ def test_a_peer_that_lost_its_copy_goes_on_where_others_know_it_was():
 
 
 def test_a_second_author_with_the_same_client_id_is_refused(monkeypatch):
-    monkeypatch.setattr("lattica.store.chain.client_id", lambda _: 5)
+    monkeypatch.setattr("lattica.store.chains.chain.client_id", lambda _: 5)
     doc = pycrdt.Doc(client_id=5)
     updates: list[bytes] = []
     doc.observe(lambda event: updates.append(event.update))

@@ -42,10 +42,10 @@ def test_the_schedules_do_all_that_they_can():
 @pytest.mark.parametrize(
     ("guard", "replacement"),
     [
-        ("lattica.store.ledger.COUNT", "nothing"),
-        ("lattica.store.chain.Chain.check", lambda *_: None),
-        ("lattica.store.replica.Replica._cut", lambda *_: False),
-        ("lattica.store.state.State._collect", lambda *_: None),
+        ("lattica.store.crdt.ledger.COUNT", "nothing"),
+        ("lattica.store.chains.chain.Chain.check", lambda *_: None),
+        ("lattica.store.chains.replica.Replica._cut", lambda *_: False),
+        ("lattica.store.crdt.state.State._collect", lambda *_: None),
     ],
 )
 def test_without_a_guard_the_schedules_find_out(monkeypatch, guard, replacement):

@@ -14,11 +14,12 @@ from lattica.config import KIB, StoreConfig
 from lattica.errors import BadArgumentsError, BlockMissingError
 from lattica.identity import grants
 from lattica.rpc import method
-from lattica.store import Blocks, asking
-from lattica.store.block_messages import Given, Have, Want
-from lattica.store.block_service import MAX_OWED, BlocksService
-from lattica.store.filling import Filling
-from lattica.store.manifest import BlockRef, Hash, to_hash
+from lattica.store import Blocks
+from lattica.store.blocks.filling import Filling
+from lattica.store.blocks.manifest import BlockRef, Hash, to_hash
+from lattica.store.swarm import asking
+from lattica.store.swarm.messages import Given, Have, Want
+from lattica.store.swarm.service import MAX_OWED, BlocksService
 from tests.store.mesh import home
 from tests.store.test_blocks import CONFIG, DATA, Liar, good_bytes, id_of, peers, serve
 from tests.store.test_manifest import noise

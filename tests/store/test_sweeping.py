@@ -13,10 +13,10 @@ from typing import BinaryIO
 import pytest
 
 from lattica.errors import BlockMissingError
-from lattica.store import exporting
-from lattica.store.blockstore import BlockStore
-from lattica.store.manifest import BlockRef, FileEntry, Manifest, decode_manifest, hash_of
-from lattica.store.sweeping import listing, sweep, verify
+from lattica.store.blocks import exporting
+from lattica.store.blocks.blockstore import BlockStore
+from lattica.store.blocks.manifest import BlockRef, FileEntry, Manifest, decode_manifest, hash_of
+from lattica.store.blocks.sweeping import listing, sweep, verify
 from tests.store.damage import spoil
 from tests.store.test_manifest import noise
 
@@ -99,7 +99,7 @@ def test_verify_finds_what_is_damaged_and_what_is_missing(store: BlockStore) -> 
 HOLD = """
 import sys
 from pathlib import Path
-from lattica.store.blockstore import BlockStore
+from lattica.store.blocks.blockstore import BlockStore
 store = BlockStore(Path(sys.argv[1]))
 how, digest = sys.argv[2], bytes.fromhex(sys.argv[3])
 with store.claims.using(digest) if how == "using" else store.claims.adding():
@@ -148,8 +148,8 @@ def test_a_sweep_waits_for_another_process_that_adds(tmp_path: Path) -> None:
                 sys.executable,
                 "-c",
                 "import sys; from pathlib import Path\n"
-                "from lattica.store.blockstore import BlockStore\n"
-                "from lattica.store.sweeping import sweep\n"
+                "from lattica.store.blocks.blockstore import BlockStore\n"
+                "from lattica.store.blocks.sweeping import sweep\n"
                 "store = BlockStore(Path(sys.argv[1])); print('open', flush=True)\n"
                 "print(sweep(store, None).files, flush=True)",
                 str(tmp_path),

@@ -15,9 +15,9 @@ import weakref
 import pycrdt
 import pytest
 
-from lattica.store.refusals import RefusedError
-from lattica.store.state import client_id
-from lattica.store.values import encode_value
+from lattica.store.chains.refusals import RefusedError
+from lattica.store.crdt.state import client_id
+from lattica.store.crdt.values import encode_value
 from tests.store.mesh import (
     NOW,
     document,

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lattica.errors import DocumentError
-from lattica.store.kinds import MAX_NAME
-from lattica.store.update import read_update
-from lattica.store.values import decode_value, encode_value
+from lattica.store.crdt.kinds import MAX_NAME
+from lattica.store.crdt.update import read_update
+from lattica.store.crdt.values import decode_value, encode_value
 
 ONE = encode_value(1)
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from lattica.errors import DocumentError
-from lattica.store.kinds import Place
+from lattica.store.crdt.kinds import Place
 from tests.store.mesh import NOW, document, identity, meet
 
 pytestmark = pytest.mark.anyio

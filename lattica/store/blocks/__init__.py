@@ -1,0 +1,1 @@
+"""Manifests and the contents of their files, on disk."""

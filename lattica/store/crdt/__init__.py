@@ -1,0 +1,1 @@
+"""The content of a document: what pycrdt updates say, and whether they may be applied."""

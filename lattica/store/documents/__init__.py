@@ -1,0 +1,1 @@
+"""Documents as their users see them, kept on disk and equal among linked peers."""
