@@ -17,7 +17,7 @@ from kademlia.node import Node
 from lattica.clock import Clock
 from lattica.config import DhtConfig
 from lattica.dht.ballots import Ballot, Standing, quorum, tolerated
-from lattica.dht.keys import KEY_BYTES
+from lattica.dht.keys import checked
 from lattica.dht.lease_book import read_claim
 from lattica.dht.lease_keeper import LeaseKeeper
 from lattica.dht.messages import CLAIM, Claim, Lease
@@ -160,8 +160,7 @@ class Claims:
             DhtError: too few of those who should decide answer.
             RecordError: a replica finds fault with the claim, such as with this peer's clock.
         """
-        if len(key) != KEY_BYTES:
-            raise RecordError(f"a key is {KEY_BYTES} bytes; make one with dht_key()")
+        checked(key)
         if key in self._own:
             raise self.taken(self.local)
         self._own[key] = None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -12,25 +10,26 @@ from typing import Any, Self, TypeVar
 
 import anyio
 import anyio.abc
-from msgspec.structs import astuple
 
 from lattica.clock import Clock, SystemClock
 from lattica.config import DhtConfig
+from lattica.dht.archive import Archive
 from lattica.dht.claiming import Claims, Holding
+from lattica.dht.finding import Finder
+from lattica.dht.following import Follower
 from lattica.dht.handing_over import HandingOver
-from lattica.dht.keys import KEY_BYTES, node_id
+from lattica.dht.keys import checked
 from lattica.dht.lease_keeper import LeaseKeeper
-from lattica.dht.merge import Merge
-from lattica.dht.messages import SERVICE, PeerAddresses, clean_addresses
+from lattica.dht.messages import SERVICE, clean_addresses
 from lattica.dht.neighbours import Neighbours
 from lattica.dht.publisher import Publisher, require_replica
-from lattica.dht.record_file import RecordFile
-from lattica.dht.records import PEER, Check, Found, Kinds, Verifier
+from lattica.dht.records import Check, Found, Kinds, Verifier
 from lattica.dht.routing import PeerNode, Table
 from lattica.dht.service import DhtService
-from lattica.dht.storage import Kept, Storage
+from lattica.dht.storage import Storage
+from lattica.dht.upkeep import Upkeep
 from lattica.dht.watching import Watchers
-from lattica.errors import DhtError, LatticaError, RecordError
+from lattica.errors import DhtError
 from lattica.identity.keys import Identity, PeerId
 from lattica.identity.tickets import Contact
 from lattica.rpc import Rpc
@@ -58,65 +57,84 @@ class Dht:
         """
         self._rpc = rpc
         self._identity = identity
-        self._config = config or DhtConfig()
-        self._clock = clock or SystemClock()
+        self._config = config = config or DhtConfig()
+        self._clock = clock = clock or SystemClock()
         self._addresses = addresses
         self._serve = serve
         self._tasks: anyio.abc.TaskGroup | None = None
-        self._reunited = self._clock.monotonic()
-        self._was_alone = True
-        self._said_where: tuple[str, ...] | None = None
         self.counters: Counter[str] = Counter()
         self.kinds = Kinds()
-        self._verifier = Verifier(self.kinds, self._config)
-        self.storage = Storage(self._verifier, self._config, self.counters)
-        self.watchers = Watchers(self.storage, self._config)
-        self._record_file = RecordFile(directory)
-        self._saved = 0, float("-inf")  # the storage's version, and when
+        verifier = Verifier(self.kinds, config)
+        self.storage = Storage(verifier, config, self.counters)
+        self.watchers = Watchers(self.storage, config)
+        self._archive = Archive(
+            self.storage, directory, config=config, clock=clock, counters=self.counters
+        )
         self.neighbours = Neighbours(
             rpc,
-            config=self._config,
-            clock=self._clock,
+            config=config,
+            clock=clock,
             addresses=self._where,
             directory=directory,
             counters=self.counters,
         )
-        self._keeper = LeaseKeeper(self._config, self._clock, directory, self.counters)
+        protocol, closest = self.neighbours.protocol, self.neighbours.closest
+        self._finder = Finder(
+            rpc,
+            self.storage,
+            self.neighbours,
+            verifier,
+            config=config,
+            clock=clock,
+            counters=self.counters,
+        )
+        self._follower = Follower(
+            rpc.local, self._finder, self.watchers, protocol, config=config, clock=clock
+        )
+        self._keeper = LeaseKeeper(config, clock, directory, self.counters)
         self._claims = Claims(
             identity,
             self._keeper,
-            self.neighbours.protocol,
-            closest=self.neighbours.closest,
+            protocol,
+            closest=closest,
             serves=serve,
-            config=self._config,
-            clock=self._clock,
+            config=config,
+            clock=clock,
         )
         self._handing_over = HandingOver(
-            rpc.local,
-            self.storage,
-            self.table,
-            self.neighbours.protocol,
-            config=self._config,
-            clock=self._clock,
+            rpc.local, self.storage, self.table, protocol, config=config, clock=clock
         )
         self._publisher = Publisher(
             identity,
             self.storage,
             self.kinds,
-            self.neighbours.protocol,
-            closest=self.neighbours.closest,
-            config=self._config,
-            clock=self._clock,
+            protocol,
+            closest=closest,
+            config=config,
+            clock=clock,
+        )
+        self._upkeep = Upkeep(
+            rpc.local,
+            self.storage,
+            self._archive,
+            self.neighbours,
+            self._publisher,
+            self._handing_over,
+            where=self._where,
+            serves=serve,
+            config=config,
+            clock=clock,
+            counters=self.counters,
         )
 
     async def __aenter__(self) -> Self:
         self._tasks = await anyio.create_task_group().__aenter__()
-        self._load()
+        self._archive.load(self.local)
         self._keeper.load()
         if self._serve:
             self.serve()
         self.neighbours.start(self._tasks)
-        self._tasks.start_soon(self._maintain)
+        self._tasks.start_soon(self._upkeep.run)
         return self
 
     async def __aexit__(
@@ -126,8 +144,7 @@ class Dht:
         traceback: TracebackType | None,
     ) -> bool | None:
         self.neighbours.stop()
-        if self._has_news():
-            self._write(list(self.storage), self.storage.version)
+        self._archive.close()
         if self._serve:
             self._rpc.unregister(SERVICE)
         tasks, self._tasks = self._tasks, None
@@ -176,7 +193,7 @@ class Dht:
         """
         answered = await self.neighbours.join(entries)
         if self._serve:
-            self._own_addresses()
+            self._upkeep.say_where()
         await self.republish()
         self.neighbours.save()
         return answered
@@ -186,30 +203,17 @@ class Dht:
 
         One that just failed to is not asked again for some seconds, unless it links to us.
         """
-        return peer == self.local or await self.neighbours.alive(peer)
+        return await self._finder.alive(peer)
 
     async def find_peer(self, peer: PeerId) -> Contact | None:
         """Where a peer can be dialled, by its own word where possible; links learn it."""
         if peer == self.local:
             return Contact(peer, self._where())
-        known = self.table.find(peer)
-        if known is not None and self._rpc.links.find(peer) is not None:
-            return known.contact
-        merge, nodes = await self._gather(node_id(peer), PEER)
-        said = [found.value for found in merge.found(PeerAddresses) if found.author == peer]
-        addresses = clean_addresses(said[0].addresses) if said else ()
-        if not addresses:
-            heard = [node for node in nodes if node.peer == peer]
-            if not heard and not said:
-                return None
-            addresses = heard[0].addresses if heard else ()
-        if addresses:
-            self._rpc.links.learn(peer, addresses)
-        return Contact(peer, addresses)
+        return await self._finder.peer(peer)
 
     async def closest(self, key: bytes) -> list[PeerNode]:
         """The live peers closest to a key, nearest first; this one is not among them."""
-        return await self.neighbours.closest(_checked(key))
+        return await self.neighbours.closest(checked(key))
 
     # ----------------------------------------------------------------------- records
 
@@ -235,7 +239,7 @@ class Dht:
 
     async def remove(self, key: bytes, kind: str) -> int:
         """Take back what this peer said; how many other peers know that it did."""
-        envelope = self._publisher.disown(_checked(key), kind)
+        envelope = self._publisher.disown(checked(key), kind)
         if envelope is None:
             return 0
         return (await self._publisher.replicate(key, envelope)).acknowledged
@@ -246,7 +250,7 @@ class Dht:
         Best effort, within one query.
         """
         with anyio.move_on_after(self._config.query_timeout):
-            self._said_where = None
+            self._upkeep.say_no_more()
             async with anyio.create_task_group() as goodbyes:
                 if self._serve:
                     goodbyes.start_soon(self._handing_over.all)
@@ -261,11 +265,11 @@ class Dht:
 
         With `live`, only of authors that answer now.
         """
-        merge, _ = await self._gather(key, kind)
+        merge, _ = await self._finder.gather(key, kind)
         found = merge.found(type)
-        return await self._only_live(found) if live else found
+        return await self._finder.only_live(found) if live else found
 
-    async def watch(
+    def watch(
         self, key: bytes, kind: str, type: type[T], *, every: float | None = None
     ) -> AsyncIterator[list[Found[T]]]:
         """`get` now, and again whenever an author or a value has come, changed or gone.
@@ -274,58 +278,7 @@ class Dht:
         by looking every `every` seconds, `DhtConfig.place_every` by default; a mere renewal of
         a record is no change.
         """
-        last: dict[PeerId, T] | None = None
-        digests: dict[PeerId, bytes] = {}
-        while True:
-            merge, nodes = await self._gather(key, kind)
-            values = {record.author: record.value for record in merge.found(type)}
-            if values != last:
-                last = values
-                yield merge.found(type)
-            await self._until_changed(key, kind, nodes, digests, every or self._config.place_every)
-
-    async def _until_changed(
-        self,
-        key: bytes,
-        kind: str,
-        nodes: list[PeerNode],
-        digests: dict[PeerId, bytes],
-        every: float,
-    ) -> None:
-        """Until one who keeps records of a key says that they are others, or this peer does.
-
-        `digests` holds what each said last; who has not been asked yet answers at once.
-        """
-
-        left = len(nodes[: self._config.watches])
-
-        async def ask(node: PeerNode) -> None:
-            nonlocal left
-            known = said = digests.get(node.peer, b"")
-            while said == known:
-                answer = await self.neighbours.protocol.call_watch(node, key, kind, known)
-                if answer is None:
-                    left -= 1
-                    if left:
-                        return
-                    # Nobody tells any more, for they are gone or have too many to tell.
-                    await anyio.sleep(self._config.watch_for)
-                    break
-                said = digests[node.peer] = answer
-            waiting.cancel_scope.cancel()
-
-        async def listen() -> None:
-            now = self._clock.time()
-            known = self.watchers.digest(key, kind, now)
-            while await self.watchers.wait(self.local, key, kind, known, now) == known:
-                pass
-            waiting.cancel_scope.cancel()
-
-        with anyio.move_on_after(every):
-            async with anyio.create_task_group() as waiting:
-                waiting.start_soon(listen)
-                for node in nodes[: self._config.watches]:
-                    waiting.start_soon(ask, node)
+        return self._follower.follow(key, kind, type, every or self._config.place_every)
 
     # ------------------------------------------------------------- keys for one alone
 
@@ -341,21 +294,17 @@ class Dht:
             DhtError: too few of those who decide can be reached.
             RecordError: they find fault with the claim, such as with this peer's clock.
         """
-        return await self._claims.claim(_checked(key))
+        return await self._claims.claim(checked(key))
 
     async def holder(self, key: bytes) -> PeerId | None:
         """Who holds a key, as more than half of those who decide say; None if nobody does."""
-        return await self._claims.holder(_checked(key))
+        return await self._claims.holder(checked(key))
 
     # ----------------------------------------------------------------------- upkeep
 
     async def republish(self, *, only_due: bool = False) -> int:
         """Renew every record of this peer, or those it is time for; how many were taken."""
-        moved = self._said_where not in (None, self._where())
-        if moved:
-            self._own_addresses()
-        self._was_alone = not len(self.table)
-        return await self._publisher.republish(only_due=only_due and not moved)
+        return await self._upkeep.republish(only_due=only_due)
 
     def expire(self) -> int:
         """Forget expired records; how many."""
@@ -363,89 +312,7 @@ class Dht:
 
     async def maintain(self) -> None:
         """One round of upkeep: expiry, renewal, refresh, and a new start if all are lost."""
-        self.expire()
-        await self.neighbours.rejoin_if_alone()
-        await self._reunite()
-        # What was said while nobody was there to keep a copy is said again at once.
-        await self.republish(only_due=not self._was_alone)
-        await self.neighbours.refresh()
-        if self._serve:
-            await self._handing_over.orphans()
-        self.neighbours.save()
-        await self._save()
-
-    async def _reunite(self) -> None:
-        now = self._clock.monotonic()
-        if self._reunited + self._config.reunite_every <= now:
-            self._reunited = now
-            if await self.neighbours.reunite():
-                await self.republish()
-
-    async def _maintain(self) -> None:
-        while True:
-            await anyio.sleep(self._config.maintain_every)
-            try:
-                await self.maintain()
-            except (LatticaError, OSError) as error:
-                self.counters[f"maintain:{type(error).__name__}"] += 1
-
-    # --------------------------------------------------------------------- internals
-
-    def _load(self) -> None:
-        """What was kept in the last run; what has expired meanwhile is forgotten."""
-        now = self._clock.time()
-        for envelope, sponsor, root in map(astuple, self._record_file.load()):
-            if envelope.author != self.local:  # that is said anew, or was taken back
-                with contextlib.suppress(RecordError):
-                    self.storage.store(envelope, now=now, sponsor=sponsor, root=root, restored=True)
-
-    async def _save(self) -> None:
-        now = self._clock.monotonic()
-        if now - self._saved[1] >= self._config.save_every and self._has_news():
-            self._saved = self.storage.version, now
-            # A busy disk may take seconds, and others wait for answers meanwhile.
-            await asyncio.to_thread(self._write, list(self.storage), self.storage.version)
-
-    def _has_news(self) -> bool:
-        return self._record_file.is_kept and self.storage.version != self._saved[0]
-
-    def _write(self, records: Sequence[Kept], version: int) -> None:
-        try:
-            self._record_file.save(records, version)
-        except OSError:
-            self.counters["records_not_saved"] += 1
-
-    async def _gather(self, key: bytes, kind: str) -> tuple[Merge, list[PeerNode]]:
-        merge = Merge(_checked(key), kind, self._verifier, self._config, self.counters)
-        now = self._clock.time()
-        for kept in self.storage.get(key, kind, now=now):
-            merge.add(kept.envelope, now=now)
-        nodes = await self.neighbours.gather(
-            key, kind, lambda data: merge.add_encoded(data, now=self._clock.time())
-        )
-        return merge, nodes
-
-    async def _only_live(self, found: list[Found[T]]) -> list[Found[T]]:
-        alive: set[PeerId] = set()
-
-        async def ask(peer: PeerId) -> None:
-            if await self.alive(peer):
-                alive.add(peer)
-
-        async with anyio.create_task_group() as pings:
-            for record in found:
-                pings.start_soon(ask, record.author)
-        return [record for record in found if record.author in alive]
-
-    def _own_addresses(self) -> None:
-        self._said_where = self._where()
-        self._publisher.own(node_id(self.local), PEER, PeerAddresses(self._said_where))
+        await self._upkeep.round()
 
     def _where(self) -> tuple[str, ...]:
         return clean_addresses(self._addresses())
-
-
-def _checked(key: bytes) -> bytes:
-    if len(key) != KEY_BYTES:
-        raise RecordError(f"a key is {KEY_BYTES} bytes, not {len(key)}; make one with dht_key()")
-    return key

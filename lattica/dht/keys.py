@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from functools import lru_cache
 
+from lattica.errors import RecordError
 from lattica.identity.keys import PeerId
 
 KEY_BYTES = 20  # kademlia's table assumes 160 bits
@@ -21,6 +22,17 @@ def dht_key(kind: str, name: str | bytes | PeerId) -> bytes:
     """The 20-byte key of what is called `name` among things of one `kind`."""
     raw = name.raw if isinstance(name, PeerId) else name
     return _digest(b"key:" + kind.encode(), raw.encode() if isinstance(raw, str) else raw)
+
+
+def checked(key: bytes) -> bytes:
+    """The key.
+
+    Raises:
+        RecordError: it is none.
+    """
+    if len(key) != KEY_BYTES:
+        raise RecordError(f"a key is {KEY_BYTES} bytes, not {len(key)}; make one with dht_key()")
+    return key
 
 
 def _digest(domain: bytes, data: bytes) -> bytes:

@@ -10,7 +10,7 @@ from kademlia.node import Node
 
 from lattica.clock import Clock
 from lattica.config import DhtConfig
-from lattica.dht.keys import KEY_BYTES
+from lattica.dht.keys import checked
 from lattica.dht.protocol import DhtProtocol
 from lattica.dht.records import Kinds, Record, seal
 from lattica.dht.routing import PeerNode
@@ -84,8 +84,7 @@ class Publisher:
         ttl = self._config.record_ttl if ttl is None else ttl
         if not 0 < ttl <= self._config.max_ttl:
             raise RecordError(f"ttl must be above 0 and at most {self._config.max_ttl:.0f} s")
-        if len(key) != KEY_BYTES:
-            raise RecordError(f"a key is {KEY_BYTES} bytes; make one with dht_key()")
+        checked(key)
         try:
             data = wire.encode(value)
         except (TypeError, ValueError, NotImplementedError, RecursionError) as error:
