@@ -117,6 +117,12 @@ def miscounting(world: World) -> Signed | None:
     return sealed(world, updates[0])
 
 
+def misstated(world: World) -> Signed | None:
+    """By a writer, who says that it writes elsewhere than it does."""
+    number = ROGUE + len(world.forgeries)
+    return sealed(world, body_of(world, number, "map:m"), stated=(("map", "m", "other"),))
+
+
 FORGERIES: dict[str, Callable[[World], Signed | None]] = {
     made.__name__: made
     for made in (
@@ -127,6 +133,7 @@ FORGERIES: dict[str, Callable[[World], Signed | None]] = {
         malformed,
         misplaced,
         miscounting,
+        misstated,
     )
 }
 
@@ -176,10 +183,16 @@ def rogue_of(world: World) -> Identity:
     return identity(ROGUE + len(world.forgeries))
 
 
-def sealed(world: World, body: bytes, shown: Membership | None = None) -> Signed:
+def sealed(
+    world: World,
+    body: bytes,
+    shown: Membership | None = None,
+    stated: tuple[tuple[str, str, str], ...] = (),
+) -> Signed:
     """A first envelope by the next rogue, by default one that may write."""
     rogue = rogue_of(world)
-    update = Update(AUTHORITY.peer_id, NAME, 1, GENESIS, NOW, body, shown or membership(rogue))
+    shown = shown or membership(rogue)
+    update = Update(AUTHORITY.peer_id, NAME, 1, GENESIS, NOW, body, shown, stated)
     return Signed.seal(rogue, DOMAIN, update)
 
 

@@ -50,6 +50,7 @@ from lattica.rpc.framing import FrameReader
 from lattica.store.blocks.manifest import Manifest, decode_manifest
 from lattica.store.chains import messages as store_messages
 from lattica.store.chains.notices import Notices
+from lattica.store.chains.proofs import Proofs
 from lattica.store.chains.refusals import RefusedError
 from lattica.store.crdt.quick import read_body
 from lattica.store.crdt.state import State
@@ -367,7 +368,10 @@ def store_presence(data: bytes) -> None:
 
 
 def store_exchange(data: bytes) -> None:
-    """What replicas tell each other."""
+    """What replicas tell each other, and what a well-signed update proves to others."""
+    Proofs(ONE.peer_id, "notes", 1 << 20).read(
+        [_signed_by_one(store_messages.DOMAIN, data)], [(ONE.peer_id, membership_of_one())]
+    )
     for kind in (store_messages.Exchange, store_messages.Update):
         try:
             wire.decode(data, kind)

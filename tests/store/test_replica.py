@@ -324,7 +324,7 @@ def test_a_second_author_with_the_same_client_id_is_refused(monkeypatch):
 def test_oversized_envelopes_and_full_logs_are_refused():
     small = StoreConfig(max_update=1000, max_author_log=2500)
     one, two = replica(1), replica(2, config=small)
-    assert refusal(two, write(one, "k", encode_value(b"x" * 20_000))) == "oversized"
+    assert refusal(two, write(one, "k", encode_value(b"x" * 50_000))) == "oversized"
     one = replica(1)
     receive(two, write(one, "k", encode_value(b"x" * 900)))
     receive(two, write(one, "k", encode_value(b"x" * 600)))

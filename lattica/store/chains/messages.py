@@ -22,11 +22,14 @@ MAX_VOUCHED = 64  # envelopes that one signature may stand for
 MAX_OTHERS = 256  # peers named in one message
 MAX_NOTICES = 256  # in one message
 MAX_PRESENCES = 32  # in one message
+MAX_STATED = 1024  # places that an update states
+MAX_STATED_BYTES = 16 * 1024  # of their text
 GENESIS = bytes(HASH_BYTES)  # what an author's first envelope follows
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_.:/-]{0,127}\Z")]
 Hash = Annotated[bytes, msgspec.Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
 Sequence = Annotated[int, msgspec.Meta(ge=1, lt=2**53)]
+Stated = Annotated[tuple[tuple[str, str, str], ...], msgspec.Meta(max_length=MAX_STATED)]
 
 
 class Update(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -39,6 +42,9 @@ class Update(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     written: float  # by the author's clock, seconds since the epoch; never goes back
     body: bytes  # pycrdt's update
     membership: Membership | None = None  # from here on, what allows the author to write
+    # Kind, name and key of each entry in the place of another, in their order: Yjs names only the
+    # other, so without this the update would say what was written, but not where. None, or all.
+    stated: Stated = ()
 
 
 class Head(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -7,7 +7,7 @@ branch it saw first, for of several cuts the lowest holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -101,6 +101,11 @@ class Notices:
     def forks(self) -> list[Notice]:
         """The proofs that authors have forked."""
         return [verdict.notice for verdict in self._cuts.values() if verdict.notice.other]
+
+    def about(self, authors: Collection[PeerId]) -> tuple[Notice, ...]:
+        """What cuts these authors' chains."""
+        found = [self._cuts[author].notice for author in authors if author in self._cuts]
+        return tuple(found[:MAX_NOTICES])
 
     def marks(self) -> tuple[Mark, ...]:
         """What is known here, for a peer that may know less."""

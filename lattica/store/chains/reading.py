@@ -19,7 +19,7 @@ from lattica.identity.signed import Signed
 from lattica.store.chains.messages import DOMAIN, MAX_VOUCHED, Update
 from lattica.store.chains.refusals import RefusedError
 
-OVERHEAD = 8192  # bytes of an envelope beside pycrdt's update
+OVERHEAD = 32 * 1024  # bytes of an envelope beside pycrdt's update
 MAX_VOUCHED_BYTES = 64 * 1024  # of what one signature stands for, beside its own envelope
 
 _decode_update = msgspec.msgpack.Decoder(Update, dec_hook=wire.dec_hook).decode

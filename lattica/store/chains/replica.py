@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lattica.errors import DocumentError, GrantError
 from lattica.identity import grants
@@ -12,10 +12,20 @@ from lattica.identity.keys import PeerId
 from lattica.identity.signed import Signed
 from lattica.store.chains.chain import Link, standing
 from lattica.store.chains.held import Snapshot
-from lattica.store.chains.messages import DOMAIN, Head, Mark, Notice, Update, envelope_hash
+from lattica.store.chains.messages import (
+    DOMAIN,
+    MAX_STATED,
+    MAX_STATED_BYTES,
+    Head,
+    Mark,
+    Notice,
+    Update,
+    envelope_hash,
+)
 from lattica.store.chains.reading import Incoming
 from lattica.store.chains.sending import Batch, contradictions, missing
 from lattica.store.chains.taking import Refusal, Taken, Taking
+from lattica.store.crdt.kinds import Place
 from lattica.store.crdt.quick import read_body
 
 __all__ = ["Refusal", "Replica", "Snapshot", "Taken"]
@@ -88,6 +98,7 @@ class Replica(Taking):
         facts = read_body(body)
         chain = self._chain(self._identity.peer_id)
         membership = None if self._shown == self.membership else self.membership
+        self.state.wrote(facts)
         update = Update(
             self.mesh,
             self.name,
@@ -96,11 +107,11 @@ class Replica(Taking):
             max(now, chain.written),
             body,
             membership,
+            _stated(self.state.stated(facts)),
         )
         envelope = Signed.seal(self._identity, DOMAIN, update)
         self._require_room(chain, envelope)
         chain.check(update, membership, self._scope)
-        self.state.wrote(facts)
         return self._append(chain, Incoming(envelope, envelope_hash(envelope), update, True))
 
     def missing(
@@ -120,3 +131,11 @@ class Replica(Taking):
     def lacking(self, theirs: Iterable[Mark]) -> tuple[Notice, ...]:
         """Notices that a peer does not know."""
         return self.notices.lacking(theirs)
+
+
+def _stated(places: Sequence[Place]) -> tuple[tuple[str, str, str], ...]:
+    """The places that an update states: all of them, or none where they are too many."""
+    size = sum(len(place.name.encode()) + len((place.key or "").encode()) for place in places)
+    if len(places) > MAX_STATED or size > MAX_STATED_BYTES:
+        return ()
+    return tuple((place.kind, place.name, place.key or "") for place in places)

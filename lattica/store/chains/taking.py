@@ -163,7 +163,7 @@ class Taking(Held):
                 self._require_room(chain, incoming.envelope)
             if client not in self._before:
                 self._before[client] = chain.mark()
-            state.admit(update.body, facts)
+            state.admit(update.body, facts, update.stated)
         except RefusedError as refusal:
             if refusal.reason == "full":
                 raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -19,6 +19,7 @@ from lattica.store.crdt.kinds import COUNT, GONE, KEYED, MAP, TEXT, Id, Place
 from lattica.store.crdt.order import Order, Piece
 from lattica.store.crdt.update import ANY, STRING, Entry, UpdateFacts
 
+Stated = Sequence[tuple[str, str, str]]  # kind, name and key of entries
 MAX_COUNT = 2**63
 MAX_LOOKUPS = 256  # in the order of a sequence, for one update; each may take a millisecond
 
@@ -41,6 +42,11 @@ class Reading(NamedTuple):
 
 
 _GONE = Run(Place(GONE, ""))
+
+
+def states(entry: Entry) -> bool:
+    """Whether an author is to say where the entry is, for it only names what it replaces."""
+    return entry.place is None and entry.has_key
 
 
 def counter_key(client: int) -> str:
@@ -66,7 +72,7 @@ class Ledger:
         self._order: Order | None = None  # made when it is first needed
         self._lookups = 0  # in it, for the update that is read
 
-    def take_quickly(self, facts: UpdateFacts) -> bool:
+    def take_quickly(self, facts: UpdateFacts, stated: Stated = ()) -> bool:
         """Do what `read` and `take` would, for one entry of a map in the place of another.
 
         False: nothing was done, for it is something else. Most updates are this.
@@ -86,28 +92,37 @@ class Ledger:
         run = over.runs[bisect_right(over.starts, left[1]) - 1]
         if run.place.kind != MAP or self._order is not None:
             return False
+        if stated and stated != (run.place,):
+            return False
         if author.runs[-1] is not run:
             author.starts.append(facts.start)
             author.runs.append(run)
         author.end = facts.end
         return True
 
-    def read(self, facts: UpdateFacts) -> Reading:
+    def read(self, facts: UpdateFacts, stated: Stated = ()) -> Reading:
         """What the update adds; what it rests on must be in.
+
+        `stated`: what its author says of where the entries are that do not say it themselves.
 
         Raises:
             DocumentError: it does not fit.
         """
         reading = Reading([], [], facts.end, [])
         self._lookups = 0
+        replacing: list[Place] = []
         halves = frozenset(facts.halves)
         for entry in facts.entries:
             run = self._place(facts, reading, halves, entry)
             if run is _GONE:
                 reading.gone.append(entry.start)
+            if stated and states(entry):
+                replacing.append(run.place)
             if not self._extends(facts, reading, entry, run):
                 reading.starts.append(entry.start)
                 reading.runs.append(run)
+        if stated:
+            _require_stated(stated, replacing)
         for deleted in facts.deletes:
             self._require_whole(facts, halves, (deleted.client, deleted.start))
             self._require_whole(facts, halves, (deleted.client, deleted.stop))
@@ -352,6 +367,14 @@ def _pieces(client: int, author: Author, start: int) -> list[Piece]:
             run = Run(run.place, (client, begin - 1), run.right)
         found.append(Piece(begin, stop, run.place, run.left, run.right))
     return found
+
+
+def _require_stated(stated: Stated, places: Sequence[Place]) -> None:
+    """Check what an author says of where it writes, as far as that is known."""
+    if len(stated) != len(places) or any(
+        said != place for said, place in zip(stated, places, strict=True) if place != _GONE.place
+    ):
+        raise DocumentError("an author says that it writes elsewhere than it does")
 
 
 def _require_count(facts: UpdateFacts, place: Place, entry: Entry) -> None:

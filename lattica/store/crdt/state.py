@@ -13,7 +13,7 @@ from blake3 import blake3
 from lattica.errors import DocumentError
 from lattica.identity.keys import PeerId
 from lattica.store.crdt.kinds import ARRAY, COUNT, MAP, TEXT, Place
-from lattica.store.crdt.ledger import Ledger
+from lattica.store.crdt.ledger import Ledger, Stated, states
 from lattica.store.crdt.update import UpdateFacts, collect, collected, live_units
 
 _CLIENT_BITS = 53  # Yjs keeps client ids in a double's integers
@@ -86,8 +86,10 @@ class State:
                 return False
         return True
 
-    def admit(self, update: bytes, facts: UpdateFacts) -> None:
+    def admit(self, update: bytes, facts: UpdateFacts, stated: Stated = ()) -> None:
         """Accept an update whose facts were checked; `settle` lets the content have it.
+
+        `stated`: see `Ledger.read`.
 
         What it needs must be here. Where that was written by a closed client after its end, it
         is nowhere: the update finds entries there that were collected as garbage, and what it
@@ -101,8 +103,8 @@ class State:
                 start = self.clocks.get(client, 0)
                 if start < clock and client in self.closed:
                     self._collect(client, start, clock)
-        if not self.ledger.take_quickly(facts):
-            reading = self.ledger.read(facts)
+        if not self.ledger.take_quickly(facts, stated):
+            reading = self.ledger.read(facts, stated)
             self.ledger.take(facts, reading)
             if reading.gone:
                 update = collect(update, reading.gone)
@@ -154,6 +156,13 @@ class State:
         """
         self.ledger.take(facts, self.ledger.read(facts))
         self._advance(facts)
+
+    def stated(self, facts: UpdateFacts) -> list[Place]:
+        """What its author is to say of where it writes, of an update that is in."""
+        client = facts.client
+        if client is None:
+            return []
+        return [self.ledger.place_at(client, e.start) for e in facts.entries if states(e)]
 
     def rebuild(self, snapshot: bytes | None, updates: Iterable[tuple[bytes, UpdateFacts]]) -> None:
         """Start again from a snapshot, or nothing, and the accepted updates after it.
@@ -207,10 +216,14 @@ class State:
         if self._writers is None or self._writers[0] != self.version:
             found = {
                 self.ledger.place_at(client, clock): client
-                for client, clock in live_units(self._doc.get_update())
+                for client, clock in live_units(self.whole())
             }
             self._writers = (self.version, found)
         return self._writers[1][place]
+
+    def whole(self) -> bytes:
+        """pycrdt's update of all there is, for `live_units`. No transaction may be open."""
+        return self._doc.get_update()
 
     def digest(self) -> bytes:
         """A hash of the content, the same on peers that read the same."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -34,7 +35,7 @@ from lattica.store.chains.messages import (
     Others,
     Presences,
 )
-from lattica.store.crdt.values import decode_value
+from lattica.store.chains.proofs import Proofs
 from lattica.store.documents.conversation import Conversation
 from lattica.store.documents.database import Database
 from lattica.store.documents.document import Document
@@ -49,7 +50,9 @@ from lattica.store.documents.glances import (
 from lattica.store.documents.journal import Journal
 from lattica.store.documents.open_copy import OpenCopy
 from lattica.store.documents.presence_gossip import PresenceGossip, Present
+from lattica.store.documents.proven import ask_for_proofs
 from lattica.store.documents.service import DocumentsService
+from lattica.store.documents.showing import Shown
 
 log = logging.getLogger("lattica.store")
 
@@ -175,34 +178,49 @@ class Documents:
             await self.synced(name)
         return copy.document
 
-    async def glance(self, name: str, *roots: str, agree: int = 1) -> Seen:
+    async def glance(self, name: str, *roots: str, agree: int = 1, proven: bool = False) -> Seen:
         """Read `roots` (`map:NAME`, `array:NAME`, `text:NAME`, `count:NAME`) and keep nothing.
 
         It is the word of the peers that are asked, linked ones first: `agree` of them must say
         the same. Who opens a document instead keeps all of it and can prove it.
+
+        With `proven`, maps only: of the answers of `agree` peers, `content` has the newest
+        entries that prove themselves, by their authors' signatures and grants. What no proof
+        shows is whether there is a newer one, or another key, that all of them keep back.
 
         Raises:
             DocumentError: no valid names, too large, no such peers, or they do not agree.
         """
         for root in roots:
             place_of_root(root)
-        if (copy := self._copies.get(name)) is not None and agree == 1:
-            held = glance_at(copy.document, roots)
-            values = (decode_value(value) for value in held)
-            return Seen(dict(zip(roots, values, strict=True)), (self._rpc.local,))
+        is_here = name in self._copies and agree == 1
 
         async def ask(peer: PeerId) -> Glance | None:
-            stub = self._rpc.client(
+            return await (self.glanced(name, roots) if is_here else stub(peer).glance(name, roots))
+
+        async def ask_to_show(peer: PeerId) -> Shown | None:
+            return await (self.shown(name, roots) if is_here else stub(peer).show(name, roots))
+
+        def stub(peer: PeerId) -> DocumentsService:
+            return self._rpc.client(
                 peer, DocumentsService, SERVICE, timeout=self._config.call_timeout
             )
-            return await stub.glance(name, roots)
 
-        linked = tuple(self._conversations)
-        seen = await ask_for(roots, linked, ask, agree=agree)
+        async def asked(peers: Iterable[PeerId]) -> Seen | None:
+            if not proven:
+                return await ask_for(roots, peers, ask, agree=agree)
+            proofs = Proofs(self._membership.mesh, name, self._config.max_update)
+            return await ask_for_proofs(roots, peers, ask_to_show, proofs=proofs, count=agree)
+
+        if is_here:
+            await self.glanced(name, roots)  # what is wrong with the question is told
+            seen = await asked((self._rpc.local,))
+        else:
+            seen = await asked(tuple(self._conversations))
         if seen is None and self._dht is not None:
             key = dht_key(KIND, self._membership.mesh.raw + name.encode())
             await self._link_up(self._dht, key, name, room=ENOUGH_PEERS + agree)
-            seen = await ask_for(roots, tuple(self._conversations), ask, agree=agree)
+            seen = await asked(tuple(self._conversations))
         if seen is None:
             raise DocumentError(f"fewer than {agree} peers with {name!r} open could be asked")
         return seen
@@ -288,6 +306,11 @@ class Documents:
         """See `service.Handler`."""
         copy = self._copies.get(name)
         return None if copy is None else glance_at(copy.document, roots)
+
+    async def shown(self, name: str, roots: Roots) -> Shown | None:
+        """See `service.Handler`."""
+        copy = self._copies.get(name)
+        return None if copy is None else await copy.show(roots)
 
     async def present(self, peer: PeerId, name: str, presences: Presences) -> None:
         """See `service.Handler`."""

@@ -1,19 +1,20 @@
 """Glances: parts of a document as other peers have it, for who only wants to read those.
 
 A peer that opens a document keeps all of it, and can prove who wrote what. A glance keeps
-nothing and proves nothing: it is what the peers that were asked say. So several may have to
-say the same.
+nothing, and is what the peers that were asked say; so several may have to say the same. What
+of it can be proven is in `showing`, for who answers, and in `proven`, for who asks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
 from lattica.errors import DocumentError, LatticaError
 from lattica.identity.keys import PeerId
+from lattica.store.chains.proofs import Proof
 from lattica.store.crdt.kinds import KINDS, MAX_NAME, Place
 from lattica.store.crdt.values import decode_value, encode_value
 from lattica.store.documents.document import Document, plain
@@ -33,6 +34,11 @@ class Seen(NamedTuple):
 
     content: dict[str, Any]  # by root: maps as dicts, arrays as lists, texts, counters as numbers
     peers: tuple[PeerId, ...]  # who says so
+    # Of a glance that proves itself, by root: who wrote what stands under a key; keys of which
+    # peers told without proof, which are left out; and keys of which they told different things.
+    proofs: Mapping[str, dict[str, Proof]] = {}
+    unproven: Mapping[str, set[str]] = {}
+    differing: Mapping[str, set[str]] = {}
 
 
 def glance_at(document: Document, roots: Sequence[str]) -> Glance:
@@ -79,7 +85,7 @@ async def ask_for(
             told = await ask(peer)
         except LatticaError:
             continue  # the next one may know
-        content = _decoded(roots, told)
+        content = decoded(roots, told)
         if told is None or content is None:
             continue
         said.setdefault(told, []).append(peer)
@@ -93,7 +99,7 @@ async def ask_for(
     return None
 
 
-def _decoded(roots: Sequence[str], told: Glance | None) -> dict[str, Any] | None:
+def decoded(roots: Sequence[str], told: Glance | None) -> dict[str, Any] | None:
     """What a peer has said, if it makes sense."""
     if told is None or len(told) != len(roots):
         return None

@@ -33,9 +33,11 @@ from lattica.store.chains.snapshots import seal_snapshot
 from lattica.store.documents.awareness import Awareness
 from lattica.store.documents.database import Database, NoticeRow, Row, SnapshotRow
 from lattica.store.documents.document import Document
+from lattica.store.documents.glances import Roots
 from lattica.store.documents.journal import Journal
 from lattica.store.documents.presence import PresenceBook
 from lattica.store.documents.shelf import CHUNK, CUT, Shelf
+from lattica.store.documents.showing import Shown, show
 
 log = logging.getLogger("lattica.store")
 
@@ -73,6 +75,7 @@ class OpenCopy:
         self._committed: dict[PeerId, int] = {}
         self._compacting = False
         self._reading_again = anyio.Lock()
+        self._showing = anyio.Lock()
         self._shelf = Shelf(name, identity, database, journal)
         self.replica = self._fresh()
         self.presence = PresenceBook(name, identity, membership, config)
@@ -184,6 +187,11 @@ class OpenCopy:
         """Heads that whoever sent `envelopes` is known to have."""
         links = [self.replica.find(envelope) for envelope in envelopes]
         return tuple(Head(k.envelope.author, k.sequence, k.hash) for k in links if k)
+
+    async def show(self, roots: Roots) -> Shown:
+        """Answer a glance with proofs; one at a time, for each reads the whole document."""
+        async with self._showing:
+            return await show(self.document, self.replica, self._shelf, roots)
 
     async def _compare(self, incoming: Incoming) -> bool:
         """Whether an envelope is the one that is on disk in its place; if not, it is a fork."""

@@ -18,6 +18,7 @@ from lattica.store.chains.messages import (
     Presences,
 )
 from lattica.store.documents.glances import Glance, Roots
+from lattica.store.documents.showing import Shown
 
 
 class Handler(Protocol):
@@ -37,6 +38,10 @@ class Handler(Protocol):
 
     async def glanced(self, name: str, roots: Roots) -> Glance | None:
         """A peer that keeps nothing of the document wants to read these of it."""
+        ...
+
+    async def shown(self, name: str, roots: Roots) -> Shown | None:
+        """The same with what proves it."""
         ...
 
     async def present(self, peer: PeerId, name: str, presences: Presences) -> None:
@@ -69,6 +74,11 @@ class DocumentsService:
     async def glance(self, document: Name, roots: Roots) -> Glance | None:
         """What these roots hold here; None if the document is not open here."""
         return await self._handler.glanced(document, roots)
+
+    @method(scope=grants.CALL)
+    async def show(self, document: Name, roots: Roots) -> Shown | None:
+        """What these roots hold here, and what proves it; None if it is not open here."""
+        return await self._handler.shown(document, roots)
 
     @method(scope=grants.CALL)
     async def present(self, document: Name, presences: Presences) -> None:
