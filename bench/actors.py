@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -20,6 +21,7 @@ from bench.targets import DEFAULT_ENGINE
 
 START_TIMEOUT = 30.0
 POOL = "ProcessPoolExecutor, 1 local worker"
+ANY = "-"
 
 
 @lattica.remote
@@ -47,8 +49,23 @@ async def rows(*, rounds: int = 5, calls: int = 1500) -> list[Row]:
         async with other(*up, "--name", "bench-host") as host:
             ticket = str(json.loads(await host.line())["ticket"])
             result = await anyio.to_thread.run_sync(_measure, ticket, rounds, calls)
+    result.append(await imported(rounds))
     sys.stderr.write(f"actors: {time.perf_counter() - started:.0f} s\n")
     return result
+
+
+async def imported(rounds: int) -> Row:
+    """How long a fresh interpreter takes until `@lattica.remote` can be used."""
+    ours = partial(_import, "import lattica; lattica.remote, lattica.ObjectRef")
+    value, reference = await medians([ours, partial(_import, "import asyncio")], rounds=rounds)
+    measure = "import lattica"
+    return row(measure, ANY, value, "ms", reference=reference, against="import asyncio")
+
+
+async def _import(code: str) -> float:
+    timed = f"import time; start = time.perf_counter(); {code}; print(time.perf_counter() - start)"
+    done = await anyio.run_process([sys.executable, "-c", timed])
+    return float(done.stdout) * 1000
 
 
 def _measure(ticket: str, rounds: int, calls: int) -> list[Row]:

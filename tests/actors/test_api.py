@@ -5,7 +5,6 @@ import gc
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -372,19 +371,18 @@ def test_a_context_that_closes_ends_those_who_wait(core: FakeCore) -> None:
     timer.join()
 
 
-def test_import_is_quick_and_brings_neither_torch_nor_transformers(tmp_path: Path) -> None:
+def test_import_brings_what_it_needs_and_nothing_heavy() -> None:
+    # How long it takes is a row of `bench`; what makes it slow is what it brings along.
     code = (
-        "import time; t = time.perf_counter(); import lattica; lattica.remote, lattica.ObjectRef\n"
-        "took = time.perf_counter() - t\n"
-        "import sys; heavy = {'torch', 'transformers', 'numpy', 'aioquic'} & set(sys.modules)\n"
-        "print(took); assert not heavy, heavy; assert 'init' in dir(lattica)"
+        "import sys; import lattica; lattica.remote, lattica.ObjectRef\n"
+        "assert 'init' in dir(lattica)\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
     )
     command = [sys.executable, "-c", code]
-    took = min(
-        float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        for _ in range(3)
-    )
-    assert took < 0.3
+    brought = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    heavy = {"torch", "transformers", "numpy", "aioquic", "qh3", "kademlia", "pycrdt", "anyio"}
+    assert "lattica" in brought
+    assert not heavy & set(brought)
 
 
 def test_every_public_name_is_there() -> None:
