@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ hf_logging: Any = logging  # its functions carry no annotations
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+
+# transformers loads a model with functions of torch and of its own replaced, and puts back what it
+# found. Two threads that load at once put back each other's replacements: from then on no model
+# of the process ties its weights, and what it says is noise.
+_LOADING = threading.Lock()
 
 
 class ModelFolder:
@@ -171,7 +177,7 @@ class ModelFolder:
             holders.append(holder)
             slices.update({key: holder.get_slice(key) for key in holder.keys()})  # noqa: SIM118
         cls, width = _span_class(self.config, span)
-        with _quiet():
+        with _LOADING, _quiet():
             model, report = cls.from_pretrained(
                 None,
                 config=self.config,

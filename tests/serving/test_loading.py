@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import PreTrainedModel
 
 from serving.errors import ModelDirError, UnsupportedModelError, WeightsError
 from serving.loading import INDEX, ModelFolder
@@ -79,3 +83,23 @@ def test_what_the_config_says(llama: Path) -> None:
     folder = ModelFolder(llama)
     assert (folder.layers, folder.hidden_size, folder.context) == (6, 32, 256)
     assert folder.eos == (2,)
+
+
+def test_threads_load_one_after_the_other(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two at once would leave transformers with its weights untied for good.
+    together = threading.Barrier(2)
+    met = []
+    load = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+
+    def meet(cls: Any, *args: Any, **options: Any) -> Any:
+        try:
+            met.append(together.wait(0.5))
+        except threading.BrokenBarrierError:
+            return load(cls, *args, **options)
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(meet))
+    folder = ModelFolder(llama)
+    with ThreadPoolExecutor(2) as pool:
+        models = list(pool.map(folder.load, [Span(0, 2), Span(2, 4)]))
+    assert not met
+    assert [model.span for model in models] == [Span(0, 2), Span(2, 4)]
