@@ -18,14 +18,19 @@ from lattica import Peer, PeerOptions
 
 
 def load_and_write(folder: Path, prompt: str) -> str:
-    """What the model makes of the prompt, by plain transformers."""
+    """What the model answers, or how it goes on where it has no chat template."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    given = tokenizer(prompt, return_tensors="pt")
-    tokens = model.generate(**given, max_new_tokens=8, do_sample=False)
-    return str(tokenizer.decode(tokens[0], skip_special_tokens=True))
+    if tokenizer.chat_template:
+        asked = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    # A template writes the special tokens itself.
+    special = not tokenizer.chat_template
+    given = tokenizer(prompt, add_special_tokens=special, return_tensors="pt")
+    tokens = model.generate(**given, max_new_tokens=40, do_sample=False)
+    return str(tokenizer.decode(tokens[0, given.input_ids.shape[1] :], skip_special_tokens=True))
 
 
 async def main(options: PeerOptions, give: Path | None, take: str, prompt: str) -> None:
@@ -53,7 +58,7 @@ if __name__ == "__main__":
     what.add_argument("--take", default="", metavar="ID", help="a model to be loaded")
     parser.add_argument("--ticket", help="what the first machine printed; needed once")
     parser.add_argument("--listen", default="", help="0.0.0.0:0 lets other machines in")
-    parser.add_argument("--prompt", default="3+4=")
+    parser.add_argument("--prompt", default="What is 34+57?")
     args = parser.parse_args()
     options = PeerOptions(home=args.home, ticket=args.ticket, listen=args.listen, cpus=0)
     anyio.run(main, options, args.give, args.take, args.prompt)

@@ -14,13 +14,6 @@ MODEL = ROOT / "examples" / "model"
 COMMAND = [sys.executable, "-u", "-m", "examples.share_model"]
 
 
-REFERENCE = """
-from pathlib import Path
-from examples.share_model import load_and_write
-print(load_and_write(Path("examples/model"), "3+4="))
-"""
-
-
 def taken(home: Path, *words: str) -> list[str]:
     """What the other machine prints."""
     return run(*COMMAND, str(home), *words, "--listen", "127.0.0.1:0")
@@ -41,7 +34,7 @@ def run(*command: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.slow  # transformers is imported three times
+@pytest.mark.slow  # transformers is imported twice
 def test_what_one_machine_gives_another_loads_from_its_store(tmp_path: Path) -> None:
     giving = subprocess.Popen(
         [*COMMAND, str(tmp_path / "one"), "--give", str(MODEL), "--listen", "127.0.0.1:0"],
@@ -61,7 +54,7 @@ def test_what_one_machine_gives_another_loads_from_its_store(tmp_path: Path) -> 
             folder = Path(first[0].rpartition(" ")[2])
             assert folder.is_relative_to(tmp_path / "two")
             assert (folder / "model.safetensors").is_symlink()
-            assert [first[1]] == run(sys.executable, "-c", REFERENCE)
+            assert first[1] == "91"  # of 34+57
         finally:
             assert giving.stdin is not None
             giving.stdin.close()
