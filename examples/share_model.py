@@ -25,7 +25,9 @@ def load_and_write(folder: Path, prompt: str) -> str:
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     if tokenizer.chat_template:
         asked = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+        prompt = str(
+            tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+        )
     # A template writes the special tokens itself.
     special = not tokenizer.chat_template
     given = tokenizer(prompt, add_special_tokens=special, return_tensors="pt")
