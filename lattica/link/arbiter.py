@@ -90,7 +90,7 @@ class Rival:
         # The other one's is as good: the acceptor of a new link has no sample yet.
         rtt = max(self.link.rtt, self._waiting.rtt) or INITIAL_RTT
         if now >= self._ask_at:
-            self.link.probe()
+            self.link.vitals.probe()
             self._ask_at = now + max(PROBE_EVERY, rtt)
         silence = now - max(self.since, self.link.liveness.heard)
         return silence < max(PATIENCE, ROUND_TRIPS * rtt)

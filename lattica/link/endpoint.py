@@ -27,20 +27,18 @@ from lattica.link.detour import Detour
 from lattica.link.dials import Dials
 from lattica.link.interface import Link, LinkHandler
 from lattica.link.making import LinkMaker
+from lattica.link.news import News
 from lattica.link.quic_link import QuicLink
 from lattica.link.reception import Reception
 from lattica.link.room import Room
 from lattica.link.rulings import Rulings
-from lattica.link.schedule import Schedule
 from lattica.link.supervision import PeerEvent, PeerState
 from lattica.link.table import LinkTable
+from lattica.link.turns import Turns
 from lattica.path.addresses import is_relay, is_stream
 from lattica.path.interface import Path, VirtualAddress
 
 logger = logging.getLogger("lattica.link")
-
-TICK = 0.05  # seconds between looks at the clocks, at most
-STALL = 0.1  # seconds that a tick is late, from which on links are told
 
 
 class Endpoint:
@@ -72,20 +70,16 @@ class Endpoint:
         self.detour: Detour | None = None
         self.on_dial: Callable[[str], None] | None = None
         self._acceptor: Callable[[Link], LinkHandler] | None = None
-        self._listeners: list[Callable[[Link, bool], None]] = []
         self._links = LinkTable()
         self._maker = LinkMaker(self, self._links)
         self._rulings = Rulings(self, self._links, self.config)
         self._dials = Dials(self, self.config)
         self._peers = self._dials.peers
+        self._news = News(self._peers)
         self._room = Room(self.config, self._links, self.counters, self._peers.supervisor.is_kept)
         self._reception = Reception(path, self.counters, self._accept)
-        self._tick_every = min(TICK, self.config.heartbeat / 4)
-        self._schedule = Schedule(self._tick_every)
-        self._dirty: dict[QuicLink, None] = {}
-        self._is_flush_due = False
-        self._tick_handle: asyncio.TimerHandle | None = None
-        self._tick_due = 0.0
+        self._turns = Turns(self._links, self.config.heartbeat, self._ticked)
+        self.link_dirty = self._turns.dirty  # for each packet, so without a step between
         self._tasks: TaskGroup | None = None
         self._is_running = False
 
@@ -96,7 +90,7 @@ class Endpoint:
         self._is_running = True
         self._dials.start(self._tasks)
         self.path.start(self)
-        self._schedule_tick()
+        self._turns.start()
         return self
 
     async def __aexit__(
@@ -125,8 +119,7 @@ class Endpoint:
         self._tasks.cancel_scope.cancel()
         for link in self._links:
             link.close("the peer is shutting down")
-        if self._tick_handle is not None:
-            self._tick_handle.cancel()
+        self._turns.stop()
         self.path.close()
         try:
             if isinstance(error, Exception):
@@ -208,8 +201,7 @@ class Endpoint:
         return self._peers.keep(peer)
 
     def subscribe(self, listener: Callable[[Link, bool], None]) -> Callable[[], None]:
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
+        return self._news.subscribe(listener)
 
     # ------------------------------------------------------------ from the path
 
@@ -225,7 +217,7 @@ class Endpoint:
         """See `lattica.path.interface.Receiver`."""
         now = self._loop.time()
         for link in self._links:
-            link.on_refused(address, now)
+            link.vitals.on_refused(address, now)
 
     def path_too_big(self, address: VirtualAddress, size: int) -> None:
         """See `lattica.path.interface.Receiver`."""
@@ -234,14 +226,6 @@ class Endpoint:
             link.on_too_big(address, size)
 
     # ----------------------------------------------------------- from the links
-
-    def link_dirty(self, link: QuicLink) -> None:
-        """See `LinkOwner`."""
-        self._dirty[link] = None
-        if not self._is_flush_due:
-            # Tasks that this turn has woken come first: what they write shares the packets.
-            self._is_flush_due = True
-            self._loop.call_soon(self._flush)
 
     def link_keyed(self, link: QuicLink) -> None:
         """See `LinkOwner`."""
@@ -258,18 +242,17 @@ class Endpoint:
 
     def link_due(self, link: QuicLink, at: float) -> None:
         """See `LinkOwner`."""
-        self._schedule.hasten(link, at)
+        self._turns.due(link, at)
 
     def link_suspect(self, link: QuicLink, reason: str) -> None:
         """See `LinkOwner`."""
         if self._links.is_in_use(link):
-            now = self._loop.time()
-            self._peers.tell(self._peers.supervisor.suspect(link.remote.peer, reason, now))
+            self._news.suspect(link, reason)
 
     def link_heard(self, link: QuicLink) -> None:
         """See `LinkOwner`."""
         if self._links.is_in_use(link):
-            self._peers.tell(self._peers.supervisor.heard(link.remote.peer, self._loop.time()))
+            self._news.heard(link)
 
     def link_draining(self, link: QuicLink, error: LinkError) -> None:
         """See `LinkOwner`."""
@@ -279,8 +262,7 @@ class Endpoint:
     def link_ended(self, link: QuicLink, last_words: list[bytes]) -> None:
         """See `LinkOwner`."""
         self._links.drop(link)
-        self._schedule.drop(link)
-        self._dirty.pop(link, None)
+        self._turns.drop(link)
         self._rulings.drop(link)
         self._reception.close(link, last_words, self._loop.time())
         if link.steering is None or link.steering.ways is None:
@@ -357,11 +339,7 @@ class Endpoint:
             return  # its handler has closed it already
         self._dials.succeed(link)
         self._review()
-        self._notify(link, is_up=True)
-        if not link.is_dialer:
-            self._peers.supervisor.reset(peer)  # it is there, and it wants to talk
-        reason = f"linked over {link.address}"
-        self._peers.tell(self._peers.supervisor.up(peer, reason, self._loop.time()))
+        self._news.up(link)
 
     # ------------------------------------------------------------------ inside
 
@@ -375,7 +353,7 @@ class Endpoint:
 
     def _add(self, link: QuicLink) -> None:
         self._links.add(link)
-        self._schedule.set(link, self._loop.time())
+        self._turns.add(link)
         for connection_id in link.connection_ids:
             self._reception.add(link, connection_id)
         self.path.hold(link.virtual_address)
@@ -393,39 +371,10 @@ class Endpoint:
         # that a TCP connection came from.
         if link.is_dialer or not is_stream(link.address):
             self._dials.book.learn(peer, [link.address])
-        self._notify(link, is_up=False)
+        self._news.down(link)
         self._review()
-        supervisor, now = self._peers.supervisor, self._loop.time()
-        self._peers.tell(supervisor.lost(peer, error, now, is_ours=link.is_closed_here))
+        self._news.lost(link, error)
 
-    def _notify(self, link: QuicLink, *, is_up: bool) -> None:
-        for listener in tuple(self._listeners):
-            try:
-                listener(link, is_up)
-            except Exception:  # one listener's bug is not the others'
-                logger.exception("a listener failed on a link to %s", link.remote.peer.short)
-
-    def _flush(self) -> None:
-        self._is_flush_due = False
-        now = self._loop.time()
-        dirty, self._dirty = self._dirty, {}
-        for link in dirty:
-            link.flush(now)
-
-    def _schedule_tick(self) -> None:
-        self._tick_due = self._loop.time() + self._tick_every
-        self._tick_handle = self._loop.call_at(self._tick_due, self._tick)
-
-    def _tick(self) -> None:
-        now = self._loop.time()
-        late = now - self._tick_due
-        if late > STALL:
-            for link in self._links:
-                link.on_stall(late, now)
-        for link in self._schedule.pop(now):
-            due = link.check(now)
-            if link in self._links:
-                self._schedule.set(link, due)
+    def _ticked(self, now: float) -> None:
         self._reception.expire(now)
         self._review()
-        self._schedule_tick()

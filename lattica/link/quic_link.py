@@ -11,10 +11,11 @@ import anyio
 from lattica.errors import LinkError, LinkLostError, LinkRefusedError
 from lattica.identity.keys import PeerId
 from lattica.link.alarm import Alarm
-from lattica.link.draining import Draining, is_idle
+from lattica.link.draining import Draining
 from lattica.link.engine import Engine
 from lattica.link.inbound import Inbound
 from lattica.link.interface import Link, LinkHandler, RemotePeer
+from lattica.link.leaving import Leaving
 from lattica.link.own_stream import OwnStream
 from lattica.link.owner import LinkOwner
 from lattica.link.phase import Phase
@@ -24,7 +25,7 @@ from lattica.link.sending import Sending
 from lattica.link.statistics import LinkStatistics, Meter, gather
 from lattica.link.steering import Steering
 from lattica.link.upcalls import Upcalls
-from lattica.link.watch import Watch
+from lattica.link.vitals import Vitals
 from lattica.path.addresses import is_local, strip_scheme
 from lattica.path.interface import VirtualAddress
 from lattica.path.probes import ProbeKeys
@@ -67,11 +68,10 @@ class QuicLink:
         self.has_shown = False  # that it receives there, before anything was kept for it
         self._born = now
         self._handshake = 0.0
-        self._draining: Draining | None = None  # here
         self.is_closed_here = False  # on purpose, not for a fault
-        self._watch = Watch(self, owner.config, owner.clock, now, is_dialer=self.is_dialer)
-        self._pulse = self._watch.pulse
-        self.liveness = self._pulse.liveness
+        self.leaving = Leaving(self, owner, self._sending, self._upcalls)
+        self.vitals = Vitals(self, owner, engine, self._sending, self._meter, now)
+        self.liveness = self.vitals.liveness
         self.error: LinkError | None = None
         self.settled = anyio.Event()  # open or closed
 
@@ -98,7 +98,7 @@ class QuicLink:
     @property
     def is_draining(self) -> bool:
         own = self._inbound.own
-        return self._draining is not None or (own is not None and own.farewell is not None)
+        return self.leaving.has_begun or (own is not None and own.farewell is not None)
 
     @property
     def rtt(self) -> float:
@@ -161,16 +161,7 @@ class QuicLink:
         self.end(LinkLostError(f"closed here: {text}"), CloseCode.CLOSED, text)
 
     async def drain(self, timeout: float, reason: str = "") -> bool:
-        text = reason or "going away"
-        if self.phase is not Phase.OPEN:
-            return True
-        self.leave(timeout, text)
-        if self._draining is None:
-            return True
-        with anyio.move_on_after(timeout):
-            await self._draining.is_over.wait()
-        self.close(text)
-        return self._draining.is_complete
+        return not self.is_open or await self.leaving.run(timeout, reason or "going away")
 
     # -------------------------------------------------------- for the endpoint
 
@@ -199,14 +190,6 @@ class QuicLink:
         """Its ways; None before the keys are there."""
         return self._sending.steering
 
-    def rest_at_most(self, seconds: float) -> None:
-        """Be heard of at least so often, on every way, also while nothing is in flight."""
-        self.liveness.rest_at_most(seconds)
-        if self._sending.steering is not None:
-            self._sending.steering.rest_at_most(seconds)
-        if self.is_open:
-            self.look_at(self.liveness.due(self._loop.time()))
-
     def path_of(self, address: VirtualAddress) -> str:
         """One of its ways, for people."""
         return self._owner.path.describe(address)
@@ -230,17 +213,9 @@ class QuicLink:
         self._meter.packets_in += len(datagrams)
         self._meter.bytes_in += sum(map(len, datagrams))
         if self._engine.receive_many(datagrams, self._address, now):
-            self._pulse.on_heard(now)
+            self.vitals.pulse.on_heard(now)
         if self.phase is Phase.HANDSHAKE and self._meter.bytes_in > HANDSHAKE_LIMIT:
             self.refuse(LinkRefusedError("too much data in the handshake"))
-
-    def receive_beat(self, datagram: bytes, now: float) -> None:
-        """Take in a datagram of a beat's size. There are no events after it."""
-        self._meter.packets_in += 1
-        self._meter.bytes_in += len(datagram)
-        answer = self._pulse.on_beat(datagram, now) if self.phase is Phase.OPEN else None
-        if answer is not None:
-            self.send_beat(answer)
 
     def handle_events(self) -> None:
         """Act on what has arrived."""
@@ -261,10 +236,8 @@ class QuicLink:
                 return
         if not self._sending.push(now):
             self._owner.link_dirty(self)
-        if self._draining is not None and self.is_idle:
-            self._loop.call_soon(self._depart)
-        if self._watch.may_get_busy:
-            self._watch.look_busy(now)
+        self.leaving.flushed()
+        self.vitals.written(now)
         self._alarm.set(self._engine.timer())
 
     def answer(self) -> None:
@@ -280,106 +253,22 @@ class QuicLink:
         self.phase = Phase.OPEN  # first: the acceptor may open streams
         now = self._loop.time()
         self._handshake = now - self._born
-        steering = self._sending.steering
-        assert steering is not None
-        due = self._watch.opened(now, expires=self._own.expires)
-        self._owner.link_due(self, min(due, steering.begin(now)))
-        self._sending.hasten = self.look_at
+        self.vitals.opened(now, expires=self._own.expires)
         handler = acceptor(self)
-        self._watch.handled(handler, is_local=is_local(strip_scheme(self.address)))
+        self.vitals.handled(handler, is_local=is_local(strip_scheme(self.address)))
         self.settled.set()
         self._upcalls.begin(handler)
 
-    def leave(self, timeout: float, reason: str) -> None:
-        """Begin a `drain` that nobody waits for."""
-        if self.phase is not Phase.OPEN or self._draining is not None:
-            return
-        now = self._loop.time()
-        self.flush(now)
-        if self.is_idle:
-            self.close(reason)
-            return
-        self._draining = Draining(reason, now + timeout)
+    def say_farewell(self, draining: Draining) -> None:
+        """Tell the other end that this one leaves; see `Leaving`."""
         self.is_closed_here = True
-        self._own.leave(self._draining)
-        self._owner.link_draining(self, LinkLostError(f"closing here: {reason}"))
-        self.look_at(min(self.liveness.due(now), self._draining.deadline))
-
-    def probe(self) -> None:
-        """Ask the other end for a sign of life."""
-        if self.phase is not Phase.CLOSED:
-            self._engine.ping()
-            if self._sending.steering is not None:
-                now = self._loop.time()
-                self.look_at(min(self.liveness.due(now), self._sending.steering.hurry(now)))
-            self._owner.link_dirty(self)
-
-    def on_refused(self, address: VirtualAddress, now: float) -> None:
-        """The network says that nobody listens there (a hint, not a fact)."""
-        steering = self._sending.steering
-        if self.phase is Phase.CLOSED or (steering is not None and steering.refused(address, now)):
-            return
-        if address == self._sending.address:
-            self._watch.on_refused(now)
+        self._own.leave(draining)
 
     def on_too_big(self, address: VirtualAddress, size: int) -> None:
         """This machine does not send so large a datagram there: go on with the smallest."""
         if self.phase is not Phase.CLOSED and address == self._sending.address:
             self._sending.too_big(size, self._loop.time())
             self._owner.link_dirty(self)
-
-    def receive_probe(self, datagram: bytes, address: VirtualAddress, now: float) -> None:
-        """Take in a probe of the path, or the reply to one of ours."""
-        steering = self._sending.steering
-        if steering is not None:
-            steering.received(datagram, address, now)
-            if self.phase is Phase.OPEN:
-                self._owner.link_due(self, min(self.liveness.due(now), steering.due))
-
-    def check(self, now: float) -> float:
-        """Look at the clocks; when to look again. Not called any more once it is closed."""
-        look_again = self._watch.check(now)
-        steering = self._sending.steering
-        if self.phase is not Phase.OPEN or steering is None:
-            return look_again
-        look_again = min(look_again, steering.check(now, self.liveness.heard))
-        if self._draining is None:
-            return look_again
-        if self._draining.deadline <= now:
-            self.close(self._draining.reason)
-        return min(look_again, self._draining.deadline)
-
-    def on_stall(self, seconds: float, now: float) -> None:
-        """This end's loop did not run for `seconds`: nobody is to blame for them."""
-        self._watch.on_stall(seconds, now)
-
-    def on_wake(self, slept: float) -> None:
-        """This machine was asleep, or the process stopped: see at once what is left of it."""
-        if self.is_open:
-            self._watch.on_wake(slept, self._loop.time())
-            self.probe()
-
-    # ------------------------------------------------------------ for its watch
-
-    def look_at(self, at: float) -> None:
-        """See `Watched`."""
-        self._owner.link_due(self, at)
-
-    def wake(self) -> None:
-        """See `Watched`."""
-        self._engine.ping()
-        self._owner.link_dirty(self)
-
-    def suspicion(self, reason: str | None) -> None:
-        """See `Watched`."""
-        if reason is None:
-            self._owner.link_heard(self)
-        else:
-            self._owner.link_suspect(self, reason)
-
-    def send_beat(self, datagram: bytes) -> None:
-        """See `Watched`."""
-        self._sending.send_beat(datagram)
 
     def refuse(self, error: LinkError) -> None:
         """Close with a typed reason."""
@@ -406,7 +295,7 @@ class QuicLink:
             limit=owner.config.max_datagram,
             counters=owner.counters,
         )
-        return self._watch.keyed(binding)
+        return self.vitals.keyed(binding)
 
     def closed(self, code: int | None, reason: str) -> None:
         """The engine has ended the connection."""
@@ -435,17 +324,6 @@ class QuicLink:
         assert own is not None
         return own
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing is in flight, as far as the handler and the engine can tell."""
-        return is_idle(self._upcalls.handler) and not self._sending.in_flight()
-
-    def _depart(self) -> None:
-        """The end of a drain, unless something has come up meanwhile."""
-        if self._draining is not None and self.phase is Phase.OPEN and self.is_idle:
-            self._draining.is_complete = True
-            self.close(self._draining.reason)
-
     def _on_timer(self) -> None:
         if self.phase is Phase.CLOSED:
             return
@@ -462,8 +340,7 @@ class QuicLink:
         self.phase = Phase.CLOSED
         self.error = error
         self._alarm.cancel()
-        if self._draining is not None:
-            self._draining.is_over.set()
+        self.leaving.finish()
         self._outbox.clear()
         self.settled.set()
         self._owner.link_ended(self, last_words)

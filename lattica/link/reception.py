@@ -91,7 +91,7 @@ class Reception:
             if link is None:
                 self._counters["probe:unkeyed"] += 1
             else:
-                link.receive_probe(datagram, address, now)
+                link.vitals.receive_probe(datagram, address, now)
 
     # ------------------------------------------------------------------ inside
 
@@ -101,7 +101,7 @@ class Reception:
         if link is None:
             self._stray(connection_id)
         else:
-            link.receive_beat(datagram, now)
+            link.vitals.receive_beat(datagram, now)
 
     def _long(self, datagram: bytes, address: VirtualAddress, now: float) -> QuicLink | None:
         """The connection of a long header packet, made new for a stranger's first one."""

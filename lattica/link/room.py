@@ -46,7 +46,7 @@ class Room:
                 return None
             crowd = _largest(taken)
         for each in crowd:  # the oldest first
-            if each.is_open and each.is_idle and not self._is_kept(each.remote.peer):
+            if each.is_open and each.leaving.is_idle and not self._is_kept(each.remote.peer):
                 self._counters["links:displaced"] += 1
                 each.close("it was idle, and its place is needed")
                 return None

@@ -310,7 +310,7 @@ class Reach:
         self.counters["woke"] += 1
         for link in self._endpoint.current():
             if isinstance(link, QuicLink):
-                link.on_wake(slept)
+                link.vitals.on_wake(slept)
         self.upgrades.ask_anew()
         self._keeper.awake(slept)
         if self.woke is not None:

@@ -68,7 +68,7 @@ class Upgrades:
         if steering is None or self._tasks is None:
             return
         care = self._cares[link] = Care(link)
-        link.rest_at_most(self._candidates.observer.safe_silence)
+        link.vitals.rest_at_most(self._candidates.observer.safe_silence)
         steering.moved = lambda old, new: self._moved(care, old, new)
         steering.lost = lambda: self._lost(care)
         steering.suspected = self._suspected
@@ -90,7 +90,7 @@ class Upgrades:
     def rest_at_most(self, seconds: float) -> None:
         """This end's router forgets what is silent for longer."""
         for care in self._cares.values():
-            care.link.rest_at_most(seconds)
+            care.link.vitals.rest_at_most(seconds)
 
     def changed(self) -> None:
         """This peer may be reached otherwise than before: tell, and try again at once."""
@@ -110,7 +110,7 @@ class Upgrades:
             ways = care.link.steering.ways if care.link.steering is not None else None
             for way in () if ways is None else ways.all:
                 way.observed = ""
-            care.link.probe()
+            care.link.vitals.probe()
 
     def confirm(self) -> None:
         """Idle links are not probed; what their other ends said holds while they live."""
@@ -196,7 +196,7 @@ class Upgrades:
             return
         self._asked = now
         for link in self._relay_links():
-            link.probe()
+            link.vitals.probe()
 
     def _lost(self, care: Care) -> None:
         self._start(self._rescue.run, care)

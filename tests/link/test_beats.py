@@ -115,7 +115,7 @@ async def test_forged_beats_keep_nothing_alive_and_cost_the_link_nothing() -> No
         link = await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
         assert isinstance(link, QuicLink)
         await bob.until_linked(alice)
-        beats = link._pulse._beats
+        beats = link.vitals.pulse._beats
         assert beats is not None
         network.silence("b:1")
         silent_since = anyio.current_time()

@@ -212,7 +212,7 @@ async def test_a_link_that_is_left_closes_by_itself_when_its_work_is_done() -> N
         await bob.until_linked(alice)
         mine[0].is_idle = False
         assert isinstance(link, QuicLink)
-        link.leave(60.0, "moving house")
+        link.leaving.begin(60.0, "moving house")
         await bob.until_linked(alice, is_up=False, timeout=1.0)
         await anyio.sleep(5.0)
         assert link.is_open
@@ -231,6 +231,6 @@ async def test_a_link_that_is_left_with_endless_work_closes_at_its_deadline() ->
         mine[0].is_idle = False
         assert isinstance(link, QuicLink)
         began = anyio.current_time()
-        link.leave(10.0, "moving house")
+        link.leaving.begin(10.0, "moving house")
         await mine[0].until(lambda: bool(mine[0].lost), timeout=60.0)
         assert anyio.current_time() - began == pytest.approx(10.0, abs=0.1)

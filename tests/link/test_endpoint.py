@@ -236,7 +236,7 @@ async def test_a_failing_acceptor_or_listener_is_logged_and_contained(
         def fail(*_: object) -> Recorder:
             raise ZeroDivisionError
 
-        bob.endpoint._listeners.insert(0, fail)  # type: ignore[arg-type]
+        bob.endpoint._news._listeners.insert(0, fail)  # type: ignore[arg-type]
         acceptor, bob.endpoint._acceptor = bob.endpoint._acceptor, fail
         await alice.endpoint.connect(bob.id, bob.endpoint.addresses)
         await alice.until_linked(bob, is_up=False)
