@@ -160,7 +160,8 @@ class Writer:
             )
             text = state.text("t")
             text.insert(world.rng.choice((0, len(text))), "writer")
-            state.array("w").append(encode_value(len(world.cut)))
+            # Never twice the same: or the two branches of a fork might be one.
+            state.array("w").append(encode_value(next(world.serial)))
         return links[0].envelope
 
     def twin(self) -> Writer:

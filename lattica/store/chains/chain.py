@@ -13,7 +13,7 @@ from lattica.identity import grants
 from lattica.identity.grants import Membership
 from lattica.identity.keys import PeerId
 from lattica.identity.signed import Signed
-from lattica.store.chains.messages import GENESIS, Head, Update
+from lattica.store.chains.messages import GENESIS, Head, Step, Update
 from lattica.store.chains.reading import Incoming
 from lattica.store.chains.refusals import RefusedError
 from lattica.store.crdt.state import client_id
@@ -118,22 +118,31 @@ class Chain:
                 break
         return tuple(found)
 
-    def check(self, update: Update, membership: Membership | None, scope: str) -> None:
+    def goes_on(self, written: float, scope: str) -> bool:
+        """Whether the author may write at this time by what the chain has shown, as nearly always.
+
+        False: `check` says.
+        """
+        ground = self._standing
+        return (
+            ground is not None
+            and self._scope_held == scope
+            and self.written <= written <= ground.expires
+        )
+
+    def check(
+        self, update: Update | Step, membership: Membership | None, mesh: PeerId, scope: str
+    ) -> None:
         """Whether the next envelope may be written.
 
         Raises:
             RefusedError: unauthorised, or dated before its predecessor.
         """
+        if membership is None and self.goes_on(update.written, scope):
+            return
         ground = self._standing
-        if (
-            membership is None
-            and ground is not None
-            and self._scope_held == scope
-            and self.written <= update.written <= ground.expires
-        ):
-            return  # as nearly always
         if membership is not None:
-            if membership.mesh != update.mesh:
+            if membership.mesh != mesh:
                 raise RefusedError("unauthorised", "the grants are of another mesh")
             try:
                 ground = standing(membership, self.author)
@@ -147,22 +156,26 @@ class Chain:
 
     def accept(self, position: int, incoming: Incoming) -> Link:
         """Append an envelope that passed every check."""
-        update, envelope = incoming.update, incoming.envelope
+        update = incoming.update
         link = Link(
             position,
             update.sequence,
-            envelope,
+            incoming.envelope,
             incoming.hash,
             update.written,
             incoming.is_proven,
         )
-        self.links.append(link)
-        self.head, self.head_hash = update.sequence, incoming.hash
+        self.extend(link)
         if update.membership is not None:
             self._show(update.membership)
-        self.written = update.written
-        self.size += len(envelope.payload)
         return link
+
+    def extend(self, link: Link) -> None:
+        """Append the next envelope, one that shows no grants."""
+        self.links.append(link)
+        self.head, self.head_hash = link.sequence, link.hash
+        self.written = link.written
+        self.size += len(link.envelope.payload)
 
     def cut(self, upto: int) -> list[Link]:
         """Let nothing after `upto` count; the links that this takes out, if they are here."""

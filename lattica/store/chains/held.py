@@ -21,7 +21,6 @@ from lattica.store.chains.messages import MAX_AUTHORS, Head, Notice, Update, env
 from lattica.store.chains.notices import Notices, Verdict
 from lattica.store.chains.reading import Incoming
 from lattica.store.chains.refusals import RefusedError
-from lattica.store.crdt.quick import read_body
 from lattica.store.crdt.state import State, client_id
 
 
@@ -209,4 +208,4 @@ class Held:
         """Make the content anew of what was accepted."""
         content = self._snapshot.content if self._snapshot is not None else None
         bodies = (wire.decode(link.envelope.payload, Update).body for link in self._accepted)
-        self.state.rebuild(content, ((body, read_body(body)) for body in bodies))
+        self.state.rebuild(content, bodies)

@@ -47,6 +47,17 @@ class Update(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     stated: Stated = ()
 
 
+class Step(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """An `Update` without its first two fields, when they are known to be a document's."""
+
+    sequence: Sequence
+    previous: Hash
+    written: float
+    body: bytes
+    membership: Membership | None = None
+    stated: Stated = ()
+
+
 class Head(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """How far one author's chain goes at a peer."""
 

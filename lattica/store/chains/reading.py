@@ -16,13 +16,15 @@ from blake3 import blake3
 from lattica.identity import wire
 from lattica.identity.keys import PeerId
 from lattica.identity.signed import Signed
-from lattica.store.chains.messages import DOMAIN, MAX_VOUCHED, Update
+from lattica.store.chains.messages import DOMAIN, MAX_VOUCHED, Step, Update
 from lattica.store.chains.refusals import RefusedError
 
 OVERHEAD = 32 * 1024  # bytes of an envelope beside pycrdt's update
 MAX_VOUCHED_BYTES = 64 * 1024  # of what one signature stands for, beside its own envelope
 
 _decode_update = msgspec.msgpack.Decoder(Update, dec_hook=wire.dec_hook).decode
+_decode_step = msgspec.msgpack.Decoder(Step, dec_hook=wire.dec_hook).decode
+_UPDATE, _STEP = b"\x98", b"\x96"  # MessagePack's heads of arrays of as many fields
 _DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
@@ -31,7 +33,7 @@ class Incoming(msgspec.Struct, gc=False):
 
     envelope: Signed
     hash: bytes
-    update: Update
+    update: Update | Step
     is_proven: bool = False
     is_authentic: bool = False  # proven, or vouched for
     segment: tuple[Signed, ...] = ()  # the stretch that its proven last one stands for
@@ -49,6 +51,7 @@ class Reader:
         self._mesh = mesh
         self._document = document
         self._max_payload = max_update + OVERHEAD
+        self._start = _UPDATE + wire.encode((mesh, document))[1:]
         self.repeats = 0  # envelopes of the last batch that were known
 
     def read(
@@ -96,13 +99,17 @@ class Reader:
                 )
         return [incoming for incoming in found if incoming.is_authentic]
 
-    def _decode(self, envelope: Signed) -> Update:
-        if len(envelope.payload) > self._max_payload:
-            raise RefusedError("oversized", f"an envelope of {len(envelope.payload)} bytes")
+    def _decode(self, envelope: Signed) -> Update | Step:
+        payload = envelope.payload
+        if len(payload) > self._max_payload:
+            raise RefusedError("oversized", f"an envelope of {len(payload)} bytes")
         if envelope.domain != DOMAIN:
             raise RefusedError("forged", f"signed for {envelope.domain!r}, not for {DOMAIN!r}")
         try:
-            update = _decode_update(envelope.payload)
+            # Nearly all start with the same bytes, which need not become objects each time.
+            if payload.startswith(self._start):
+                return _decode_step(_STEP + payload[len(self._start) :])
+            update = _decode_update(payload)
         except _DECODE_ERRORS as error:
             raise RefusedError("forged", f"the payload is not an update: {error}") from None
         if update.mesh.raw != self._mesh.raw or update.document != self._document:

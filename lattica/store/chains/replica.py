@@ -111,7 +111,7 @@ class Replica(Taking):
         )
         envelope = Signed.seal(self._identity, DOMAIN, update)
         self._require_room(chain, envelope)
-        chain.check(update, membership, self._scope)
+        chain.check(update, membership, self.mesh, self._scope)
         return self._append(chain, Incoming(envelope, envelope_hash(envelope), update, True))
 
     def missing(

@@ -72,32 +72,21 @@ class Ledger:
         self._order: Order | None = None  # made when it is first needed
         self._lookups = 0  # in it, for the update that is read
 
-    def take_quickly(self, facts: UpdateFacts, stated: Stated = ()) -> bool:
+    def replace(self, client: int, start: int, over: int, clock: int, stated: Stated) -> bool:
         """Do what `read` and `take` would, for one entry of a map in the place of another.
 
         False: nothing was done, for it is something else. Most updates are this.
         """
-        if len(facts.entries) != 1:
+        author, other = self._authors.get(client), self._authors.get(over)
+        if author is None or other is None or self._order is not None or clock >= other.end:
             return False
-        entry = facts.entries[0]
-        left, client = entry.left, facts.client
-        if left is None or entry.right is not None or entry.content != ANY or not entry.has_key:
-            return False
-        over, author = self._authors.get(left[0]), self._authors.get(client or 0)
-        if over is None or author is None or left[1] >= over.end or entry.length != 1:
-            return False
-        for whose, start, stop in facts.deletes:
-            if (whose, start) != left or stop != start + 1:
-                return False
-        run = over.runs[bisect_right(over.starts, left[1]) - 1]
-        if run.place.kind != MAP or self._order is not None:
-            return False
-        if stated and stated != (run.place,):
+        run = other.runs[bisect_right(other.starts, clock) - 1]
+        if run.place.kind != MAP or (stated and stated != (run.place,)):
             return False
         if author.runs[-1] is not run:
-            author.starts.append(facts.start)
+            author.starts.append(start)
             author.runs.append(run)
-        author.end = facts.end
+        author.end = start + 1
         return True
 
     def read(self, facts: UpdateFacts, stated: Stated = ()) -> Reading:

@@ -12,7 +12,7 @@ import re
 
 from lattica.store.crdt.kinds import COUNT, MAP, MAX_NAME, Place
 from lattica.store.crdt.update import ANY, MAX_CLOCK, Deleted, Entry, UpdateFacts, read_update
-from lattica.store.crdt.values import decode_value
+from lattica.store.crdt.values import decode_value, is_canonical
 
 _N = rb"([\x80-\xff]{0,6}[\x00-\x7f])"  # a number below 2**49
 _C = rb"([\x80-\xff]{0,7}[\x00-\x7f])"  # a client's
@@ -23,6 +23,30 @@ _NAMES = re.compile(_HEAD + rb"\x28\x01([\x05-\x7f])", re.DOTALL).match
 _VALUE = re.compile(rb"\x01t" + _N, re.DOTALL).match
 _DELETES = re.compile(rb"\x01" + _C + rb"\x01" + _N + _N, re.DOTALL).fullmatch
 _KINDS = {f"{kind}:".encode(): kind for kind in (MAP, COUNT)}
+
+
+_REPLACING = re.compile(
+    _HEAD + rb"\xa8" + _C + _N + rb"\x01t" + _N + rb"(.*)\x01\3\x01\4\x01", re.DOTALL
+).fullmatch
+_SHORT = 1024  # bytes; in longer updates the end is not looked for
+
+
+# An update of one entry with a key, in the place of another, which it deletes: the client and the
+# clock of the entry, and of the other. A plain tuple, for there is one of each update.
+Replacing = tuple[int, int, int, int]
+
+
+def read_replacing(data: bytes) -> Replacing | None:
+    """The update if it is such a one and short, else None. It need not fit what is there."""
+    if len(data) > _SHORT or (match := _REPLACING(data)) is None:
+        return None
+    client_bytes, start_bytes, over_bytes, clock_bytes, size, value = match.groups()
+    client = _client(client_bytes)
+    over = client if over_bytes == client_bytes else _client(over_bytes)
+    length = size[0] if len(size) == 1 else _number(size)
+    if client < 0 or over < 0 or length != len(value) or not is_canonical(value):
+        return None
+    return client, _number(start_bytes), over, _number(clock_bytes)
 
 
 def read_body(data: bytes) -> UpdateFacts:

@@ -14,6 +14,7 @@ from lattica.errors import DocumentError
 from lattica.identity.keys import PeerId
 from lattica.store.crdt.kinds import ARRAY, COUNT, MAP, TEXT, Place
 from lattica.store.crdt.ledger import Ledger, Stated, states
+from lattica.store.crdt.quick import Replacing, read_body, read_replacing
 from lattica.store.crdt.update import UpdateFacts, collect, collected, live_units
 
 _CLIENT_BITS = 53  # Yjs keeps client ids in a double's integers
@@ -103,13 +104,27 @@ class State:
                 start = self.clocks.get(client, 0)
                 if start < clock and client in self.closed:
                     self._collect(client, start, clock)
-        if not self.ledger.take_quickly(facts, stated):
-            reading = self.ledger.read(facts, stated)
-            self.ledger.take(facts, reading)
-            if reading.gone:
-                update = collect(update, reading.gone)
+        reading = self.ledger.read(facts, stated)
+        self.ledger.take(facts, reading)
+        if reading.gone:
+            update = collect(update, reading.gone)
         self._advance(facts)
         self._admitted.append(update)
+
+    def replace(self, update: bytes, facts: Replacing, stated: Stated = ()) -> bool:
+        """Do what `admit` would, if the update fits; False: nothing was done."""
+        client, start, over, clock = facts
+        clocks = self.clocks
+        if (
+            start != clocks.get(client)
+            or clock >= clocks.get(over, 0)
+            or not self.ledger.replace(client, start, over, clock, stated)
+        ):
+            return False
+        self.version += 1
+        clocks[client] = start + 1
+        self._admitted.append(update)
+        return True
 
     def settle(self) -> None:
         """Let the content have what was admitted, in one transaction.
@@ -164,7 +179,7 @@ class State:
             return []
         return [self.ledger.place_at(client, e.start) for e in facts.entries if states(e)]
 
-    def rebuild(self, snapshot: bytes | None, updates: Iterable[tuple[bytes, UpdateFacts]]) -> None:
+    def rebuild(self, snapshot: bytes | None, updates: Iterable[bytes]) -> None:
         """Start again from a snapshot, or nothing, and the accepted updates after it.
 
         A local transaction is thus undone, and what does not count any more is gone.
@@ -177,8 +192,10 @@ class State:
         else:
             self.restore(snapshot)
         self._admitted = []
-        for update, facts in updates:
-            self.admit(update, facts)
+        for update in updates:
+            found = read_replacing(update)
+            if found is None or not self.replace(update, found):
+                self.admit(update, read_body(update))
         self.settle()
         self.version += 1
 

@@ -52,3 +52,11 @@ def decode_value(data: bytes | bytearray) -> Any:
     if not canonical:
         raise DocumentError("a value is not in its canonical form")
     return value
+
+
+def is_canonical(data: bytes) -> bool:
+    """Whether `decode_value` decodes it."""
+    try:
+        return _encode(_decode(data)) == data
+    except _ERRORS:
+        return False
