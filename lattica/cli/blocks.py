@@ -123,9 +123,9 @@ def _bar(args: argparse.Namespace) -> Iterator[Tell]:
 def _show(args: argparse.Namespace, report: BlocksReport) -> None:
     out = console()
     if args.op == "add":
-        out.print(report.manifests[0].id, markup=False)
+        out.print(report.manifests[0].id)
     elif args.op == "path":
-        out.print(report.path, markup=False, soft_wrap=True)
+        out.print(report.path, soft_wrap=True)
     elif args.op == "get":
         (held,) = report.manifests
         moved = sum(report.provided.values())
@@ -134,7 +134,6 @@ def _show(args: argparse.Namespace, report: BlocksReport) -> None:
             f"{size_text(held.size)} in {args.path}: {size_text(report.held)} were here, "
             f"{size_text(moved)} came in {report.seconds:.1f} s ({size_text(rate)}/s) from "
             f"{', '.join(report.provided) or 'nobody'}",
-            markup=False,
         )
     elif args.op == "gc":
         out.print(

@@ -11,6 +11,7 @@ from socket import gethostname
 
 import anyio
 import msgspec
+from rich.text import Text
 
 from lattica.cli import control
 from lattica.cli.advice import Network, RelayFinding
@@ -19,6 +20,7 @@ from lattica.cli.document_work import DocumentWork
 from lattica.cli.options import add_peer, home_of, peer_options
 from lattica.cli.output import console, offers, print_json
 from lattica.cli.paths import kind_of, path_of
+from lattica.cli.plain import plain
 from lattica.cli.probing import Probing
 from lattica.cli.reports import InviteReport, PeerReport, StatusReport
 from lattica.errors import ControlError, HomeInUseError
@@ -118,13 +120,14 @@ def _announce(peer: Peer, *, as_json: bool) -> None:
         return
     out = console()
     out.print(
-        f"[bold]{peer.name}[/] {peer.identity.peer_id.short} is up in mesh "
-        f"{peer.membership.mesh.short} at {', '.join(peer.addresses)}"
+        Text(plain(peer.name), "bold"),
+        f"{peer.identity.peer_id.short} is up in mesh {peer.membership.mesh.short} "
+        f"at {', '.join(peer.addresses)}",
     )
     out.print(f"offers {offers(peer.host.node_info().total)}; logs in {peer.home.logs}")
     if ticket is not None:
         out.print("on another machine run:\n")
-        out.print(f"lattica join {ticket}\n", markup=False)
+        out.print(f"lattica join {ticket}\n")
     out.print("Ctrl-C stops it")
 
 

@@ -82,10 +82,12 @@ async def _watch(args: argparse.Namespace) -> None:
 
 def _show(document: DocumentReport) -> None:
     out = console()
-    out.print(f"{document.name}  {document.digest[:16]}", markup=False)
+    out.print(f"{document.name}  {document.digest[:16]}")
+    if not document.content:
+        out.print("  nothing is in it yet, as far as this machine knows; `lattica docs ls` has all")
     for name, held in sorted(document.content.items()):
         rows = [[f"  {name}", key, value] for key, value in _rows(held)]
-        out.print(table(["", "", ""], rows), markup=False)
+        out.print(table(["", "", ""], rows))
 
 
 def _rows(held: Any) -> list[tuple[str, str]]:

@@ -6,13 +6,14 @@ import argparse
 from enum import Enum
 
 import msgspec
+from rich.text import Text
 
 from lattica.cli import control
 from lattica.cli.advice import Finding, Network, advise
 from lattica.cli.options import add_home, home_of
 from lattica.cli.output import console, print_json
 
-MARKS = {"ok": "[green]ok[/]    ", "better": "[yellow]better[/]", "bad": "[red]bad[/]   "}
+COLOURS = {"ok": "green", "better": "yellow", "bad": "red"}
 
 
 def register_doctor(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +39,6 @@ async def _doctor(args: argparse.Namespace) -> None:
 
 def _tell(finding: Finding) -> None:
     out = console()
-    out.print(f"{MARKS[finding.level]}  {finding.what}")
+    out.print(Text(f"{finding.level:6}", COLOURS[finding.level]), f" {finding.what}")
     if finding.cure:
         out.print(f"          → {finding.cure}")

@@ -12,6 +12,7 @@ from types import ModuleType
 import anyio
 
 from lattica.cli import blocks, daemon, docs, doctor, measure, queries
+from lattica.cli.plain import plain
 from lattica.errors import LatticaError
 
 COMMANDS = {
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         anyio.run(args.run, args)
     except* LatticaError as group:
         for error in leaves(group):
-            sys.stderr.write(f"lattica: {error}\n")
+            sys.stderr.write(f"lattica: {plain(str(error))}\n")
         status = EXIT_ERROR
     except* KeyboardInterrupt:
         status = EXIT_INTERRUPTED

@@ -121,14 +121,13 @@ def _tell_change(before: LinkReport, after: LinkReport) -> None:
     """The link has another way now."""
     console().print(
         f"now {kind_of(after.path)}: {after.path} (was {kind_of(before.path)}: {before.path})",
-        markup=False,
     )
 
 
 def _tell(number: int, reply: ReplyReport, nbytes: int, peer: str) -> None:
     text = f"{nbytes} bytes from {peer}: seq={number}"
     text += f" time={reply.ms:.2f} ms" if reply.ms is not None else f" {reply.error}"
-    console().print(text, markup=False)
+    console().print(text)
 
 
 def _summary(
@@ -157,14 +156,13 @@ def _show_summary(replies: list[ReplyReport], times: list[float], link: LinkRepo
     out, failed = console(), len(replies) - len(times)
     out.print(
         f"{len(replies)} sent, {len(times)} answered, {failed / len(replies):.0%} lost",
-        markup=False,
     )
     if times:
         figures = _spread(times)
         text = "/".join(f"{figures[name]:.2f}" for name in figures)
-        out.print(f"min/median/p95/max {text} ms", markup=False)
+        out.print(f"min/median/p95/max {text} ms")
     if link is not None:
-        out.print(f"link: {_describe(link)}", markup=False)
+        out.print(f"link: {_describe(link)}")
 
 
 def _describe(link: LinkReport) -> str:
@@ -211,7 +209,7 @@ async def _bench(args: argparse.Namespace) -> None:
         )
         return
     out = console()
-    out.print(f"link: {_describe(last)}", markup=False)
+    out.print(f"link: {_describe(last)}")
     rows = [
         [figure, _figure(report.value), report.unit, words[figure]]
         for figure, report in reports.items()

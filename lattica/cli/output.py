@@ -9,13 +9,28 @@ from typing import Any
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from lattica.cli.plain import plain
 
 GIB = 1 << 30
 
 
+class PlainConsole(Console):
+    """Prints strings as they are read, not as a terminal or rich would obey them.
+
+    What is to be in colour is a `Text` or a `table`.
+    """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """See rich. Nothing in a string has a meaning."""
+        said = (plain(each) if isinstance(each, str) else each for each in objects)
+        super().print(*said, **{"markup": False, "emoji": False, **options})
+
+
 def console(*, stderr: bool = False) -> Console:
     """A console that does not wrap or colour where nobody looks."""
-    result = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    result = PlainConsole(stderr=stderr, highlight=False, soft_wrap=True)
     if not result.is_terminal:
         result.width = 200
     return result
@@ -28,12 +43,12 @@ def print_json(value: Any) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A plain table."""
+    """A plain table, a line for each row whatever is in it."""
     result = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for column in columns:
         result.add_column(column, no_wrap=True)
     for row in rows:
-        result.add_row(*row)
+        result.add_row(*(Text(plain(cell, keep="")) for cell in row))
     return result
 
 

@@ -81,7 +81,7 @@ async def _invite(args: argparse.Namespace) -> None:
     out = console()
     until = datetime.fromtimestamp(report.expires, UTC).strftime("%Y-%m-%d %H:%M UTC")
     out.print(f"a ticket to {', '.join(report.addresses)}, good until {until}; on another machine:")
-    out.print(f"\nlattica join {report.ticket}\n", markup=False)
+    out.print(f"\nlattica join {report.ticket}\n")
     out.print("Whoever has it can run code on this mesh: send it as you would a password.")
 
 
