@@ -167,7 +167,7 @@ class BodyReceiver:
     def resume(self) -> None:
         """It is this body's turn to be given credit."""
         channel, now = self._channel, asyncio.get_running_loop().time()
-        window = self._window.taken(self._arrived, channel.link.rtt, now)
+        window = self._window.taken(self._arrived, channel.link.statistics, now)
         if self._arrived + window - self._granted >= window // 4:
             self._granted = self._arrived + window
             channel.control.send(m.Credit(self._stream, self._granted))

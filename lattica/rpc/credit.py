@@ -8,14 +8,35 @@ may grow by, and the sender holds the receiver to it: neither end's memory is th
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
+from typing import Protocol
 
 from lattica.errors import FrameError
 
 GROWTH = 32 * 1024 * 1024  # bytes that the windows of one link may grow by, together
 LARGEST = 16 * 1024 * 1024  # bytes of one window
 SHORT = 0.005  # seconds: a window in such a round trip is 200 MB/s; larger ones only cost memory
+QUEUE = 0.03  # seconds above the shortest round trip that queues at the two ends may make
 _HASTE = 4.0  # round trips: credit takes one, and what was lost before it one or two more
+
+
+class Delays(Protocol):
+    """The round-trip times of a link, in seconds: smoothed, and the shortest."""
+
+    @property
+    def rtt(self) -> float: ...
+    @property
+    def rtt_min(self) -> float: ...
+
+
+def delay_of(delays: Delays) -> float:
+    """What the path itself takes.
+
+    A busy end makes round trips longer, and a larger window fills its queues only; but the
+    shortest ever was perhaps another path's.
+    """
+    is_queue = delays.rtt - delays.rtt_min < QUEUE
+    return delays.rtt_min if is_queue else delays.rtt
 
 
 class Growth:
@@ -46,13 +67,14 @@ class CreditWindow:
         self._since = (0, 0.0)  # bytes taken, and when
         self._is_open = True
 
-    def taken(self, total: int, rtt: float, now: float) -> int:
+    def taken(self, total: int, measure: Callable[[], Delays], now: float) -> int:
         """The reader has taken `total` bytes so far; the window now."""
         begun, at = self._since
         if not at:
             self._since = (total, now)
         elif total - begun >= self.size:
             self._since = (total, now)
+            rtt = delay_of(measure())
             is_hasty = self._is_open and rtt >= SHORT and now - at < _HASTE * rtt
             if is_hasty and 2 * self.size <= LARGEST and self._growth.take(self.size):
                 self.size *= 2

@@ -257,7 +257,7 @@ class ItemReader:
         # While the consumer waits it takes each byte as it comes: else an item larger than
         # the window could never arrive.
         taken = self._taken if self._waiter is None else self._arrived
-        window = self._window.taken(taken, self._channel.link.rtt, self._loop.time())
+        window = self._window.taken(taken, self._channel.link.statistics, self._loop.time())
         limit = taken + window
         if limit - self._granted >= window // 4:
             self._granted = limit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 
 from lattica.errors import FrameError
@@ -10,10 +12,18 @@ from lattica.rpc.credit import GROWTH, LARGEST, Allowance, CreditWindow, Growth
 MIB = 1024 * 1024
 
 
-def read(window: CreditWindow, rate: float, rtt: float, seconds: float = 5.0) -> int:
+class Path(NamedTuple):
+    rtt: float
+    rtt_min: float
+
+
+def read(
+    window: CreditWindow, rate: float, rtt: float, seconds: float = 5.0, least: float | None = None
+) -> int:
     """Take bytes at `rate` for so long; the window then."""
+    path = Path(rtt, rtt if least is None else least)
     for step in range(1, int(seconds / 0.005)):
-        window.taken(int(step * 0.005 * rate), rtt, 1.0 + step * 0.005)
+        window.taken(int(step * 0.005 * rate), lambda: path, 1.0 + step * 0.005)
     return window.size
 
 
@@ -27,10 +37,18 @@ def test_a_slow_reader_and_a_short_path_keep_the_first_window(rate: float, rtt: 
     assert read(CreditWindow(MIB, Growth()), rate, rtt) == MIB
 
 
+def test_queues_at_busy_ends_are_not_taken_for_a_long_path() -> None:
+    assert read(CreditWindow(MIB, Growth()), 125e6, 0.02, least=0.001) == MIB
+
+
+def test_a_path_that_has_become_longer_gets_the_window_it_needs() -> None:
+    assert read(CreditWindow(MIB, Growth()), 125e6, 0.1, least=0.001) == LARGEST
+
+
 def test_a_reader_that_pauses_is_not_taken_for_a_fast_one() -> None:
     window = CreditWindow(MIB, Growth())
     for step in range(1, 20):  # a window at once, each second
-        window.taken(step * MIB, 0.1, 1.0 + step)
+        window.taken(step * MIB, lambda: Path(0.1, 0.1), 1.0 + step)
     assert window.size == MIB
 
 

@@ -17,9 +17,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
-from bench.mesh import Where
+from bench.blocks import resume
+from bench.mesh import Where, engines
+from lattica.config import MIB
 from lattica.store.blocks.blockstore import BlockStore
 from lattica.store.blocks.manifest import decode_manifest, to_hash
 from tests.store import block_child
@@ -135,6 +138,12 @@ def test_kills_at_any_point_show_no_bad_byte_and_it_always_completes(tmp_path: P
         assert isinstance(world.fetch().outcome(), dict)
         assert world.is_whole()
         assert completed
+
+
+@pytest.mark.parametrize("engine", engines("both"))
+def test_a_killed_fetch_has_lost_no_more_than_what_was_on_its_way(engine: str) -> None:
+    """Blocks that the provider has served twice."""
+    assert anyio.run(resume, engine, 16 * MIB) <= 1
 
 
 def test_two_processes_that_fetch_into_one_store_both_complete(tmp_path: Path) -> None:

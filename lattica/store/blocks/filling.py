@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from lattica.errors import BlockCorruptError
@@ -19,6 +21,7 @@ class Filling:
         self._contents = {content.key: content for content in contents}
         self._find = find
         self._places: dict[bytes, list[tuple[Content, int]]] = {}
+        self._full: deque[Content] = deque()  # to be given their names
         for content in self._contents.values():
             content.settle(tick)
         self._wanted: dict[bytes, BlockRef] = {}
@@ -40,6 +43,7 @@ class Filling:
             if (data := self._find(digest)) is not None:
                 self._put(digest, data)
                 del self._wanted[digest]
+                self.promote()
             tick(0)
 
     def wanted(self) -> list[BlockRef]:
@@ -59,7 +63,7 @@ class Filling:
         return found
 
     def write(self, block: BlockRef, data: bytes | memoryview) -> None:
-        """Keep a block wherever it belongs.
+        """Keep a block wherever it belongs. `promote` follows, if a file has all of them now.
 
         Raises:
             BlockCorruptError: the bytes are others.
@@ -74,7 +78,22 @@ class Filling:
         for content, index in self._places[digest]:
             content.write(index, data)
             if content.is_full:
-                content.complete()
+                self._full.append(content)
+
+    @property
+    def has_full(self) -> bool:
+        """Whether there is something for `promote`."""
+        return bool(self._full)
+
+    def promote(self) -> None:
+        """Give files that have all their blocks their names; several threads may.
+
+        Raises:
+            StoreError: the disk does not take it.
+        """
+        while self._full:
+            with contextlib.suppress(IndexError):  # another thread was first
+                self._full.popleft().complete()
 
     def complete(self) -> bool:
         """Let the files appear that have all their blocks; whether those are all.

@@ -25,7 +25,6 @@ from lattica.store.swarm.sharing import Share
 MAX_BUSY = 50  # times a peer may say so before it is given up for this fetch
 MAX_RETRY_AFTER = 2.0  # seconds
 GUESS = 1.0  # seconds for a block, before anything is known
-KEEPING = 4  # blocks of one peer that are verified and written at a time
 AHEAD = 0.2  # seconds of its rate that a peer is asked for ahead
 SMOOTH = 0.3  # the share of the newest block in the rate
 
@@ -41,7 +40,7 @@ class Board(Protocol):
     def meet(self, peer: PeerId) -> None: ...
     def nudge(self) -> None: ...
     def spare(self, idle: Asker) -> int | None: ...
-    def keep(self, number: int, data: memoryview, asker: Asker) -> None: ...
+    async def keep(self, number: int, data: memoryview, asker: Asker) -> None: ...
 
 
 class Asker:
@@ -56,7 +55,6 @@ class Asker:
         self._is_final = False
         self._asked: dict[int, None] = {}
         self._rate = 0.0  # bytes/s
-        self._room = anyio.Semaphore(KEEPING)
         self._scope = anyio.CancelScope()
         self._since = 0.0  # when it last gave something, or was first asked
         self._wants: MemoryObjectSendStream[Want] | None = None
@@ -192,11 +190,8 @@ class Asker:
                 self.refill()
                 async with aclosing(stream):  # type: ignore[type-var]
                     async for given in stream:
-                        await self._room.acquire()  # before it counts as given: this may be cut
-                        if (data := self._got(given)) is None:
-                            self._room.release()
-                        else:
-                            self._board.keep(given.block, data.data, self)
+                        if (data := self._got(given)) is not None:
+                            await self._board.keep(given.block, data.data, self)
             finally:
                 self._wants = None
                 for number in self._asked:
@@ -220,10 +215,6 @@ class Asker:
         self._since = now
         self.refill()
         return given.data
-
-    def kept(self) -> None:
-        """What it gave has been taken in, or refused."""
-        self._room.release()
 
     def has(self, number: int) -> bool:
         """Whether it has a block."""

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 import anyio.abc
-import anyio.to_thread
 
 from lattica.config import StoreConfig
 from lattica.errors import BlockCorruptError, DeadlineError, StoreError
@@ -14,6 +13,7 @@ from lattica.identity.keys import PeerId
 from lattica.store.blocks.filling import Filling
 from lattica.store.blocks.manifest import BlockRef
 from lattica.store.swarm.asking import Asker
+from lattica.store.swarm.keeping import Keeper
 from lattica.store.swarm.picking import Picker
 from lattica.store.swarm.providers import Providers
 from lattica.store.swarm.service import BlocksService
@@ -56,7 +56,7 @@ class Fetch:
         self.config = config
         self.share = share
         self._name = name
-        self._filling = filling
+        self._keeper = Keeper(filling)
         self._reach = reach
         self._find = find
         self._look = look
@@ -164,30 +164,38 @@ class Fetch:
                 return number
         return None
 
-    def keep(self, number: int, data: memoryview, asker: Asker) -> None:
+    async def keep(self, number: int, data: memoryview, asker: Asker) -> None:
         """Take in a block that a peer gave."""
-        assert self._tasks is not None
-        self._keeping += 1
-        self._tasks.start_soon(self._keep, number, data, asker)
-
-    async def _keep(self, number: int, data: memoryview, asker: Asker) -> None:
         block, peer = self.share.blocks[number], asker.peer
+        self._keeping += 1
         try:
-            await anyio.to_thread.run_sync(self._filling.write, block, data)
+            await self._keeper.write(block, data)
             self.providers.gave(peer)
             self._arrived_from(number, peer)
         except BlockCorruptError:
             self.providers.lied(peer)
             asker.stop()
         except StoreError as error:
-            self._disk_error = error
-            self.end()
+            self._disk_failed(error)
         finally:
-            asker.kept()
             self._keeping -= 1
             self.picker.returned(number, peer)  # unless it has arrived
-            self._end_if_over()
+            if self._keeper.wants_to_promote and self._tasks is not None:
+                self._tasks.start_soon(self._promote)
+            else:
+                self._end_if_over()
             self.nudge()
+
+    async def _promote(self) -> None:
+        try:
+            await self._keeper.promote()
+        except StoreError as error:
+            self._disk_failed(error)
+        self._end_if_over()
+
+    def _disk_failed(self, error: StoreError) -> None:
+        self._disk_error = error
+        self.end()
 
     def _arrived_from(self, number: int, peer: PeerId | None) -> None:
         if not self.picker.left >> number & 1:
@@ -199,6 +207,8 @@ class Fetch:
         self._arrived(self.share.blocks[number], peer)
 
     def _end_if_over(self) -> None:
+        if self._keeper.is_promoting:
+            return  # several files at a time, which only one would be after the fetch
         if not self.picker.left or not (self._askers or self._keeping):
             self.end()
 
