@@ -253,7 +253,7 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     presence_pace: float = 0.1  # between two messages about presence to one peer
     max_presence: int = 4096  # what one peer may say of itself
     call_timeout: float = 10.0
-    open_timeout: float = 2.0  # how long opening a document waits for linked peers
+    open_timeout: float = 2.0  # how long opening a document waits for peers that have it
     max_fetch_parallel: int = 16  # peers asked at a time
     per_provider: int = 16  # blocks asked of one of them ahead, at most
     block_timeout: float = 20.0

@@ -30,6 +30,7 @@ from tests.store.mesh import (
     read,
     receive,
     replica,
+    seal,
     sync,
     write,
 )
@@ -77,6 +78,28 @@ def test_a_branch_that_waits_is_compared_when_another_takes_its_place():
     assert len(two.notices.forks()) == 1
     sync(two, three)
     assert read(two) == read(three) == {"k": ONE}
+
+
+def test_an_update_on_the_other_branch_comes_in_with_what_shows_the_fork():
+    one, twin, two, three = (replica(number) for number in (1, 1, 2, 3))
+    mine, other = write(one, "k", ONE), write(twin, "k", ONE, name="other")
+    receive(two, mine)
+    receive(three, other)
+    rests = write(two, "k", TWO)  # in the place of what stands elsewhere in the other branch
+    follows = write(two, "l", TWO)
+    taken = three.receive([mine, rests, follows])
+    assert [refusal.error.reason for refusal in taken.refusals] == ["forked"]
+    assert read(three)["l"] == TWO
+    sync(two, three)
+    assert equal(two, three)
+
+
+def test_an_update_that_fits_no_branch_is_refused_beside_a_fork_too():
+    one, twin, three = replica(1), replica(1), replica(3)
+    receive(three, write(one, "k", ONE))
+    bad = seal(4, b"\x01", shown=membership(identity(4)))
+    taken = three.receive([write(twin, "k", TWO), bad])
+    assert [refusal.error.reason for refusal in taken.refusals] == ["forked", "malformed"]
 
 
 def test_what_waited_takes_no_room_once_it_has_come_again():

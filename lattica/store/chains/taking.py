@@ -13,7 +13,7 @@ from lattica.config import StoreConfig
 from lattica.errors import DocumentError
 from lattica.identity import wire
 from lattica.identity.grants import Membership
-from lattica.identity.keys import Identity
+from lattica.identity.keys import Identity, PeerId
 from lattica.identity.signed import Signed
 from lattica.store.chains.chain import Chain, ChainMark, Link
 from lattica.store.chains.held import Held
@@ -23,6 +23,8 @@ from lattica.store.chains.reading import Incoming, Reader
 from lattica.store.chains.refusals import RefusedError
 from lattica.store.crdt.quick import read_quick, read_replacing
 from lattica.store.crdt.update import read_update
+
+_MISFIT = ("malformed", "stuck")  # reasons that may be gone when a fork is found
 
 Refuse = Callable[[Signed, RefusedError], None]
 
@@ -69,12 +71,22 @@ class Taking(Held):
             taken.refusals.append(Refusal(envelope, error))
 
         waiting = 0
+        misfits: list[tuple[Incoming, RefusedError]] = []
+        unfit: dict[PeerId, tuple[int, RefusedError]] = {}  # from which number on
         self._before.clear()
         for incoming in self._reader.read(envelopes, self._known, refuse):
+            author, number = incoming.envelope.author, incoming.update.sequence
+            if unfit and author in unfit and number > unfit[author][0]:
+                misfits.append((incoming, RefusedError("stuck", str(unfit[author][1]))))
+                continue
             try:
                 waiting += not self._arrived(incoming, taken)
             except RefusedError as refusal:
-                refuse(incoming.envelope, refusal)
+                if refusal.reason in _MISFIT:
+                    unfit.setdefault(author, (number, refusal))
+                    misfits.append((incoming, refusal))
+                else:
+                    refuse(incoming.envelope, refusal)
         if self._reader.repeats:
             self.counters["known"] += self._reader.repeats
         self._settle(taken, refuse)
@@ -84,8 +96,24 @@ class Taking(Held):
             taken.verdicts.extend(self.learn(proofs))
             taken.links[:] = [link for link in taken.links if link.hash in self._known]
             self._before.clear()
+            waiting += self._try_again(misfits, taken, refuse)
             self._settle(taken, refuse)
+        else:
+            for incoming, why in misfits:
+                refuse(incoming.envelope, why)
         return taken._replace(waiting=waiting)
+
+    def _try_again(
+        self, misfits: Iterable[tuple[Incoming, RefusedError]], taken: Taken, refuse: Refuse
+    ) -> int:
+        """Take in what may only not have fitted a branch that is cut now; how many wait."""
+        waiting = 0
+        for incoming, refusal in misfits:
+            try:
+                waiting += not self._arrived(incoming, taken)
+            except RefusedError:
+                refuse(incoming.envelope, refusal)
+        return waiting
 
     def _arrived(self, incoming: Incoming, taken: Taken) -> bool:
         """Accept an envelope, or keep it until what it follows is here; False if it waits."""

@@ -15,6 +15,9 @@ from lattica.store.chains.messages import Envelopes, Head, Heads, Marks, Notices
 from lattica.store.chains.sending import Batch
 from lattica.store.documents.service import DocumentsService
 
+RETRY_AFTER = 0.2  # seconds to the first new attempt; each failure in a row doubles it
+PATIENCE = 2  # failures in a row until nobody waits for the peer any more
+
 
 class Copy(Protocol):
     """An open document, as a conversation needs it."""
@@ -61,7 +64,7 @@ class Conversation:
         opened: Callable[[str], None] = lambda _: None,
         others: Callable[[str], Others] = lambda _: (),
     ) -> None:
-        """`every`: seconds between exchanges.
+        """`every`: seconds between exchanges, and at most about that long after one that failed.
 
         `opened(document)` is called when the peer has it open now; `others(document)` tells who
         has it open besides.
@@ -81,7 +84,8 @@ class Conversation:
         self._wake = anyio.Event()
         self._round = anyio.Event()  # set and replaced when no exchange is due any more
         self._asking = False
-        self._failed = False
+        self._failures = 0  # in a row
+        self._pausing = False  # after one
 
     def has_open(self, document: str) -> bool:
         """Whether the peer is known to have the document open."""
@@ -117,29 +121,37 @@ class Conversation:
         self._wake.set()
 
     async def settled(self) -> None:
-        """Wait until no exchange is due, or one has failed."""
-        while (self._due or self._asking) and not self._failed:
+        """Wait until no exchange is due, or the peer has failed more than once."""
+        while (self._due or self._asking) and not (self._pausing and self._failures >= PATIENCE):
             await self._round.wait()
 
     async def run(self) -> None:
         """Talk for as long as the link lives."""
         while True:
-            self._failed = False
             try:
                 await self._work()
             except LatticaError as error:
                 self._counters[f"failed:{type(error).__name__}"] += 1
-                self._failed, self._asking = True, False
+                self._failures += 1
+                self._asking = False
+                self._due |= set(self._copies)
+                await self._pause()
+                continue
+            self._failures = 0
             self._finish_round()
             pause = self._every * random.uniform(0.8, 1.2)  # so that peers do not act in step
-            if self._failed:
-                await anyio.sleep(pause)
-                self._due |= set(self._copies)
-                continue
             with anyio.move_on_after(pause) as waiting:
                 await self._wake.wait()
             if waiting.cancelled_caught:
                 self._due |= set(self._copies)
+
+    async def _pause(self) -> None:
+        """Before a new attempt: longer after each failure, up to the time between exchanges."""
+        self._pausing = True
+        self._finish_round()
+        pause = min(self._every, RETRY_AFTER * 2.0 ** min(self._failures - 1, 20))
+        await anyio.sleep(pause * random.uniform(0.8, 1.2))
+        self._pausing = False
 
     async def _work(self) -> None:
         self._wake = anyio.Event()

@@ -108,6 +108,7 @@ class Documents:
         self._conversations: dict[PeerId, Conversation] = {}
         self._scopes: dict[PeerId, anyio.CancelScope] = {}
         self._present: dict[str, Present] = {}
+        self._sought: dict[str, anyio.Event] = {}  # set when peers with it were looked for once
         self._gossip = PresenceGossip(
             identity.peer_id, self._present, self._config, self._clock, self.counters
         )
@@ -172,10 +173,10 @@ class Documents:
                 self._copies[name] = copy
                 self._present[name] = Present(copy.presence, copy.document.awareness)
                 if self._dht is not None:
+                    self._sought[name] = anyio.Event()
                     self._tasks.start_soon(self._find_peers, self._dht, name)
-        # A peer that lost its disk learns its own chain again before it writes.
         with anyio.move_on_after(self._config.open_timeout):
-            await self.synced(name)
+            await self._met(name)
         return copy.document
 
     async def glance(self, name: str, *roots: str, agree: int = 1, proven: bool = False) -> Seen:
@@ -253,6 +254,18 @@ class Documents:
         await copy.load(from_snapshot=False)
         forks = len(copy.replica.notices.forks())
         return Audit(copy.document.heads(), copy.document.digest(), forks)
+
+    async def _met(self, name: str) -> None:
+        """Wait for the first exchange with peers that have the document.
+
+        A peer that lost its disk, or has an old copy of it back, so learns what it wrote itself
+        before it writes on: else it would fork its own chain.
+        """
+        await self.synced(name)
+        sought = self._sought.get(name)
+        if sought is not None and not any(c.has_open(name) for c in self._conversations.values()):
+            await sought.wait()
+            await self.synced(name)
 
     async def synced(self, name: str) -> None:
         """Wait for an exchange with every linked peer that starts now."""
@@ -363,6 +376,7 @@ class Documents:
             self.counters,
             self._authority,
             changed=functools.partial(self._changed, name),
+            stale=functools.partial(self._ask_again, name),
             synced=functools.partial(self.synced, name),
             moved=functools.partial(self._gossip.changed, name),
         )
@@ -380,6 +394,11 @@ class Documents:
         for conversation in self._conversations.values():
             conversation.changed(name)
 
+    def _ask_again(self, name: str) -> None:
+        for conversation in self._conversations.values():
+            if conversation.has_open(name):
+                conversation.require(name)
+
     async def _find_peers(self, dht: Dht, name: str) -> None:
         """Link with peers that have the document open, if few linked ones have."""
         key = dht_key(KIND, self._membership.mesh.raw + name.encode())
@@ -393,6 +412,7 @@ class Documents:
                     await self._link_up(dht, key, name)
             except LatticaError as error:
                 self.counters[f"lookup:{type(error).__name__}"] += 1
+            self._sought[name].set()
             await anyio.sleep(self._config.sync_every * (LOOKUP_EVERY if announced else 1))
 
     async def _link_up(self, dht: Dht, key: bytes, name: str, *, room: int = ENOUGH_PEERS) -> None:

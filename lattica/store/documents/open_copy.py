@@ -58,11 +58,13 @@ class OpenCopy:
         authority: Identity | None,
         *,
         changed: Callable[[], None],
+        stale: Callable[[], None],
         synced: Callable[[], Awaitable[None]],
         moved: Callable[[], None],
     ) -> None:
-        """`counters` count refusals; `changed`: there may be something to push; `moved`: what
-        this peer says of itself is another."""
+        """`counters` count refusals; `changed`: there may be something to push; `stale`: what
+        peers have may be taken in where it was refused; `moved`: what this peer says of itself is
+        another."""
         self.name = name
         self._counters = counters
         self._authority = authority
@@ -72,6 +74,7 @@ class OpenCopy:
         self._database = database
         self._journal = journal
         self._changed = changed
+        self._stale = stale
         self._committed: dict[PeerId, int] = {}
         self._compacting = False
         self._reading_again = anyio.Lock()
@@ -122,6 +125,7 @@ class OpenCopy:
                 self.document.turn_to(fresh)
                 self.document.notify_of(fresh.chains)
                 self._changed()
+                self._stale()
 
     # ------------------------------------------------------------------------ with peers
 
@@ -289,6 +293,9 @@ class OpenCopy:
                     verdict.reason if verdict.reason == "revoked" else "found to have forked",
                     verdict.upto,
                 )
+        if any(verdict.upto is not None for verdict in verdicts):
+            # What rests on a branch that was not held here has been refused until now.
+            self._stale()
         if verdicts:
             self.document.notify_of(verdict.author for verdict in verdicts)
 
