@@ -79,6 +79,7 @@ class Replica(Taking):
                 "have been shown; to write again, join with a new identity"
             )
         result: list[Link] = []
+        before = self.state.version
         try:
             with self.state.transaction():
                 yield result
@@ -86,7 +87,10 @@ class Replica(Taking):
             if body is not None:
                 result.append(self._seal(body, now))
         except BaseException:
-            self._rebuild()
+            if self.state.version == before:
+                self.state.abort()
+            else:
+                self._rebuild()  # interrupted while it was taken in
             raise
 
     def _seal(self, body: bytes, now: float) -> Link:
@@ -98,7 +102,7 @@ class Replica(Taking):
         facts = read_body(body)
         chain = self._chain(self._identity.peer_id)
         membership = None if self._shown == self.membership else self.membership
-        self.state.wrote(facts)
+        reading = self.state.judge(facts)
         update = Update(
             self.mesh,
             self.name,
@@ -107,11 +111,12 @@ class Replica(Taking):
             max(now, chain.written),
             body,
             membership,
-            _stated(self.state.stated(facts)),
+            _stated(reading.replacing),
         )
         envelope = Signed.seal(self._identity, DOMAIN, update)
         self._require_room(chain, envelope)
         chain.check(update, membership, self.mesh, self._scope)
+        self.state.wrote(body, facts, reading)
         return self._append(chain, Incoming(envelope, envelope_hash(envelope), update, True))
 
     def missing(

@@ -39,6 +39,7 @@ class Reading(NamedTuple):
     runs: list[Run]
     end: int
     gone: list[int]  # clocks of entries to be collected, for they rest on what was
+    replacing: list[Place]  # where the entries are that only name what they replace
 
 
 _GONE = Run(Place(GONE, ""))
@@ -97,21 +98,20 @@ class Ledger:
         Raises:
             DocumentError: it does not fit.
         """
-        reading = Reading([], [], facts.end, [])
+        reading = Reading([], [], facts.end, [], [])
         self._lookups = 0
-        replacing: list[Place] = []
         halves = frozenset(facts.halves)
         for entry in facts.entries:
             run = self._place(facts, reading, halves, entry)
             if run is _GONE:
                 reading.gone.append(entry.start)
-            if stated and states(entry):
-                replacing.append(run.place)
+            if states(entry):
+                reading.replacing.append(run.place)
             if not self._extends(facts, reading, entry, run):
                 reading.starts.append(entry.start)
                 reading.runs.append(run)
         if stated:
-            _require_stated(stated, replacing)
+            _require_stated(stated, reading.replacing)
         for deleted in facts.deletes:
             self._require_whole(facts, halves, (deleted.client, deleted.start))
             self._require_whole(facts, halves, (deleted.client, deleted.stop))

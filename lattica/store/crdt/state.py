@@ -13,7 +13,7 @@ from blake3 import blake3
 from lattica.errors import DocumentError
 from lattica.identity.keys import PeerId
 from lattica.store.crdt.kinds import ARRAY, COUNT, MAP, TEXT, Place
-from lattica.store.crdt.ledger import Ledger, Stated, states
+from lattica.store.crdt.ledger import Ledger, Reading, Stated
 from lattica.store.crdt.quick import Replacing, read_body, read_replacing
 from lattica.store.crdt.update import UpdateFacts, collect, collected, live_units
 
@@ -32,6 +32,9 @@ def client_id(author: PeerId) -> int:
     return int.from_bytes(digest[:8], "big") >> (64 - _CLIENT_BITS)
 
 
+_KEPT = 128 * 1024  # bytes of updates, at least, that are kept beside a copy of what was before
+
+
 class State:
     """Roots of four kinds, and how far each client's entries go."""
 
@@ -43,6 +46,12 @@ class State:
         self.ledger = Ledger()
         self.version = 0  # rises with every change
         self._written: list[bytes] = []
+        self._is_dirty = False  # a local transaction has changed the content, and is not kept yet
+        # What makes the content anew without a local transaction: all up to some update, as one,
+        # and the updates since.
+        self._base = b""
+        self._since: list[bytes] = []
+        self._since_size = 0
         self._writers: tuple[int, dict[Place, int]] | None = None  # of a version
         self._admitted: list[bytes] = []
         self._doc = self._fresh()
@@ -135,6 +144,7 @@ class State:
         updates, self._admitted = self._admitted, []
         if updates:
             _apply(self._doc, updates)
+            self._keep(updates)
 
     def apply(self, update: bytes, facts: UpdateFacts) -> None:
         """`admit` and `settle`."""
@@ -156,6 +166,7 @@ class State:
         finally:
             doc.unobserve(observing)
             self.writing = False
+            self._is_dirty = bool(written)
 
     def take_written(self) -> bytes | None:
         """The update of the last local transaction, if it changed anything."""
@@ -163,32 +174,43 @@ class State:
         self._written.clear()
         return body
 
-    def wrote(self, facts: UpdateFacts) -> None:
-        """The last local transaction is kept.
+    def judge(self, facts: UpdateFacts) -> Reading:
+        """What the last local transaction adds.
 
         Raises:
-            DocumentError: no peer would take it in; `rebuild` is due.
+            DocumentError: no peer would take it in; `abort` is due.
         """
-        self.ledger.take(facts, self.ledger.read(facts))
-        self._advance(facts)
+        return self.ledger.read(facts)
 
-    def stated(self, facts: UpdateFacts) -> list[Place]:
-        """What its author is to say of where it writes, of an update that is in."""
-        client = facts.client
-        if client is None:
-            return []
-        return [self.ledger.place_at(client, e.start) for e in facts.entries if states(e)]
+    def wrote(self, body: bytes, facts: UpdateFacts, reading: Reading) -> None:
+        """The last local transaction is kept."""
+        self.ledger.take(facts, reading)
+        self._advance(facts)
+        self._is_dirty = False
+        self._keep([body])
+
+    def abort(self) -> None:
+        """The last local transaction is not kept.
+
+        pycrdt cannot take anything back, so the content is made anew, by pycrdt alone: what
+        the ledger and the clocks know has not changed.
+        """
+        if self._is_dirty:
+            self._doc, self._is_dirty = self._fresh(), False
+            _apply(self._doc, [self._base, *self._since] if self._base else self._since)
+            self.version += 1
 
     def rebuild(self, snapshot: bytes | None, updates: Iterable[bytes]) -> None:
         """Start again from a snapshot, or nothing, and the accepted updates after it.
 
-        A local transaction is thus undone, and what does not count any more is gone.
+        What does not count any more is gone then.
 
         Raises:
             DocumentError: the snapshot is damaged, or pycrdt refuses something.
         """
         if snapshot is None:
             self._doc, self.clocks, self.ledger = self._fresh(), {}, Ledger()
+            self._base, self._since, self._since_size = b"", [], 0
         else:
             self.restore(snapshot)
         self._admitted = []
@@ -219,6 +241,7 @@ class State:
         self.clocks = clocks
         self._doc = self._fresh()
         _apply(self._doc, [update])
+        self._base, self._since, self._since_size = update, [], 0
         self.version += 1
 
     def writer_of(self, place: Place) -> int:
@@ -263,6 +286,14 @@ class State:
         self.version += 1
         if facts.client is not None:
             self.clocks[facts.client] = facts.end
+
+    def _keep(self, updates: list[bytes]) -> None:
+        """These are in the content now, and no transaction is open."""
+        self._since += updates
+        self._since_size += sum(map(len, updates))
+        # Seldom enough to cost little an update, and often enough to bound what is kept.
+        if self._since_size > max(_KEPT, 2 * len(self._base)):
+            self._base, self._since, self._since_size = self.whole(), [], 0
 
     def _fresh(self) -> pycrdt.Doc[Any]:
         return pycrdt.Doc(client_id=self.client)
