@@ -11,7 +11,7 @@ from lattica.cli.reports import BlocksReport, ManifestReport
 from lattica.config import StoreConfig
 from lattica.errors import BlockMissingError, ControlError
 from lattica.store.blocks.blockstore import BlockStore
-from lattica.store.blocks.manifest import decode_manifest, to_hash, to_id
+from lattica.store.blocks.manifest import to_hash, to_id
 from lattica.store.blocks.sweeping import Held, Swept, Verified, listing, sweep, verify
 from lattica.store.swarm.blocks import Blocks
 from lattica.store.swarm.getting import Progress
@@ -37,7 +37,7 @@ class Offline:
         digest = to_hash(manifest_id)
 
         def link() -> Path:
-            return self._store.link(digest, decode_manifest(self._store.manifest(digest)).files)
+            return self._store.link(digest, self._store.whole(digest).files)
 
         return await anyio.to_thread.run_sync(link)
 

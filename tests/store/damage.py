@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lattica.store.blocks.blockstore import BlockStore
-from lattica.store.blocks.manifest import decode_manifest, hash_of
+from lattica.store.blocks.manifest import hash_of
 
 
 def spoil(store: BlockStore, digest: bytes) -> None:
@@ -33,7 +33,7 @@ def good_bytes(directory: Path) -> bool:
     """Whether everything in a store that others could see is what it should be."""
     store = BlockStore(directory)
     for digest in store.manifests():
-        for file in decode_manifest(store.manifest(digest)).files:
+        for file in store.known(digest).files:
             content = store.content(file)
             if content.is_whole:
                 data, at = content.path.read_bytes(), 0

@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from lattica.errors import BlockCorruptError, BlockMissingError, StoreError
 from lattica.store.blocks import disk, exporting
@@ -30,10 +31,31 @@ from lattica.store.blocks.manifest import (
 )
 from lattica.store.blocks.sets import mask_of
 from lattica.store.blocks.takeover import take_over
+from lattica.store.blocks.tree import (
+    MAX_ENCODED,
+    PLAIN,
+    Root,
+    cut_manifest,
+    decode_top,
+    name_of,
+)
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 UNWANTED = 0.0  # when a manifest was used that nobody wants any more
 FOLDERS = ("manifests", "files", "parts", "pins", "trees", "uses", "tmp")
+
+
+class Known(NamedTuple):
+    """What is here of a manifest."""
+
+    manifest: Manifest | None  # None: its parts are not all here
+    tree: FileEntry | None = None  # its own bytes, if they are kept in parts
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """All that it needs to be here, its own parts among it."""
+        own = () if self.tree is None else (self.tree,)
+        return own if self.manifest is None else (*own, *self.manifest.files)
 
 
 class BlockStore:
@@ -59,6 +81,7 @@ class BlockStore:
             for folder in FOLDERS:
                 (directory / folder).mkdir(parents=True, exist_ok=True)
             disk.clear(self._temporary)
+            self._roots: dict[bytes, bytes] = {}  # roots, by what peers call their parts
             self._seen = 0  # when the folder of manifests had last changed
             self._refresh()
             take_over(directory, self._index)
@@ -156,13 +179,67 @@ class BlockStore:
             disk.put(path, data, self._temporary)
         self._learn(digest)
 
+    def known(self, digest: bytes) -> Known:
+        """What is here of a manifest.
+
+        Raises:
+            BlockMissingError: nothing.
+            StoreError: its bytes are those of no manifest.
+        """
+        top = decode_top(self.manifest(digest))
+        if isinstance(top, Manifest):
+            known = Known(top)
+        else:
+            self._roots[name_of(top.file)] = digest
+            self._index.add(digest, (top.file,))
+            known = Known(self._joined(top), top.file)
+        self._index.add(digest, known.files)
+        return known
+
+    def _joined(self, root: Root) -> Manifest | None:
+        content = self._index.content(root.file)
+        content.refresh()  # another process may have brought them
+        parts = []
+        for at in range(len(root.parts)):
+            if (data := content.read(at)) is None:
+                return None
+            parts.append(data)
+        return decode_manifest(b"".join(parts))
+
+    def whole(self, digest: bytes) -> Manifest:
+        """A manifest all of which is here.
+
+        Raises:
+            BlockMissingError: it is not here, or only in part.
+            StoreError: its bytes are those of no manifest.
+        """
+        known = self.known(digest)
+        if known.manifest is None:
+            raise BlockMissingError(f"parts of {to_id(digest)} are not here")
+        return known.manifest
+
+    def spoken_of(self, name: bytes) -> Manifest | None:
+        """What peers number the blocks of: a manifest, or by their own name its parts.
+
+        None if it is a manifest that is not whole yet.
+
+        Raises:
+            BlockMissingError: it is not here.
+        """
+        if name not in self._roots and not self.has_manifest(name):
+            self._refresh()
+        root = self._roots.get(name)
+        if root is not None and (tree := self.known(root).tree) is not None:
+            return Manifest((tree,))
+        return self.known(name).manifest
+
     def has_manifest(self, digest: bytes) -> bool:
-        """Whether a manifest is here."""
+        """Whether a manifest is here, or the root of one."""
         return (self._manifests / digest.hex()).exists()
 
     def _learn(self, digest: bytes) -> None:
         with contextlib.suppress(StoreError):  # a damaged one names nothing
-            self._index.add(digest, decode_manifest(self.manifest(digest)))
+            self.known(digest)
 
     def _refresh(self) -> None:
         """Other processes add manifests and forget them."""
@@ -234,7 +311,7 @@ class BlockStore:
         with self.claims.sweeping():
             self._refresh()
             try:
-                gone = decode_manifest(self.manifest(digest))
+                gone = self.known(digest)
             except StoreError:
                 return
             if digest in self.claims.in_use():
@@ -265,7 +342,9 @@ class BlockStore:
             StoreError: the disk does not take it.
         """
         with self.claims.adding():
-            return self._added([self._intake().data("bytes", memoryview(data).cast("B"), block)])
+            view = memoryview(data).cast("B")
+            lengths = (min(block, len(view) - at) for at in range(0, len(view), block))
+            return self._added([self._intake().data("bytes", view, lengths)])
 
     def _intake(self) -> Intake:
         self._refresh()
@@ -274,7 +353,15 @@ class BlockStore:
     def _added(self, files: list[FileEntry]) -> tuple[bytes, Manifest]:
         manifest = Manifest(tuple(files))
         data = manifest.encode()
+        if len(data) > MAX_ENCODED:
+            raise StoreError(
+                f"the manifest is {len(data)} bytes, and {MAX_ENCODED} are allowed: add what "
+                "these files are in several parts"
+            )
         decode_manifest(data)  # what others would refuse must not get out
+        if len(data) > PLAIN:
+            tree = self._intake().data("", memoryview(data), cut_manifest(data))
+            data = Root(tree.size, tree.blocks).encode()
         digest = hash_of(data)
         self.write_manifest(digest, data)
         self.touch(digest)

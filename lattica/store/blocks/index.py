@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lattica.store.blocks.claims import Claims
 from lattica.store.blocks.content import Content, Handles, key_of
-from lattica.store.blocks.manifest import FileEntry, Manifest
+from lattica.store.blocks.manifest import FileEntry
 
 Place = tuple[Content, int]  # which block of it
 
@@ -21,19 +21,19 @@ class Index:
         self._claims = claims
         self._handles = Handles()
         self._lock = threading.Lock()
-        self._named: dict[bytes, tuple[str, ...]] = {}  # by a manifest's hash: keys
+        self._named: dict[bytes, set[str]] = {}  # by a manifest's hash: keys
         self._users: dict[str, int] = {}  # by a content's key: manifests that name it
         self._contents: dict[str, Content] = {}
         self._places: dict[bytes, list[Place]] = {}
 
-    def add(self, digest: bytes, manifest: Manifest) -> None:
-        """A manifest is here."""
+    def add(self, digest: bytes, files: Iterable[FileEntry]) -> None:
+        """A manifest is here, with these files; there may be others when all of it is here."""
         with self._lock:
-            if digest in self._named:
-                return
-            files = {key_of(file): file for file in manifest.files}
-            self._named[digest] = tuple(files)
-            for key, file in files.items():
+            named = self._named.setdefault(digest, set())
+            for file in files:
+                if (key := key_of(file)) in named:
+                    continue
+                named.add(key)
                 self._users[key] = self._users.get(key, 0) + 1
                 if key in self._contents:
                     continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -38,13 +39,14 @@ class Intake:
         except OSError as error:
             raise StoreError(f"cannot take in {path}: {error}") from None
 
-    def data(self, name: str, data: memoryview, block: int) -> FileEntry:
-        """Take bytes in.
+    def data(self, name: str, data: memoryview, lengths: Iterable[int]) -> FileEntry:
+        """Take bytes in, cut into blocks of these lengths.
 
         Raises:
             StoreError: the disk does not take it.
         """
-        parts = [data[start : start + block] for start in range(0, len(data), block)]
+        ends = itertools.accumulate(lengths, initial=0)
+        parts = [data[start:end] for start, end in itertools.pairwise(ends)]
         entry = FileEntry(name, len(data), tuple(BlockRef(hash_of(p), len(p)) for p in parts))
         try:
             if not self._index.content(entry).is_whole:

@@ -84,6 +84,16 @@ def decode_manifest(data: bytes) -> Manifest:
         manifest = wire.decode(data, Manifest)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreError(f"the manifest does not decode: {error}") from None
+    check_manifest(manifest)
+    return manifest
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Refuse what cannot be acted on.
+
+    Raises:
+        StoreError: sizes that do not add up, or a path that leads elsewhere.
+    """
     paths: set[str] = set()
     for file in manifest.files:
         check_path(file.path)
@@ -97,7 +107,6 @@ def decode_manifest(data: bytes) -> Manifest:
     for path, following in itertools.pairwise(sorted(f"{path}/" for path in paths)):
         if following.startswith(path):
             raise StoreError(f"{path[:-1]!r:.80} is a file and a folder")
-    return manifest
 
 
 def check_path(path: str) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterable
 
 import msgspec
 
-from lattica.errors import BlockMissingError, StoreError
+from lattica.errors import StoreError
 from lattica.store.blocks.blockstore import BlockStore
 from lattica.store.blocks.content import Content, key_of
-from lattica.store.blocks.manifest import Manifest, decode_manifest
+from lattica.store.blocks.manifest import FileEntry, Manifest
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,10 +47,10 @@ def listing(store: BlockStore) -> list[Held]:
     pins = store.pins()
     for digest in store.manifests():
         try:
-            manifest = decode_manifest(store.manifest(digest))
+            manifest = store.whole(digest)
         except StoreError:
             continue
-        contents = _contents(store, manifest)
+        contents = _contents(store, manifest.files)
         for content in contents.values():
             content.refresh()
         found.append(
@@ -74,22 +76,22 @@ def sweep(store: BlockStore, quota: int | None) -> Swept:
         for digest in store.manifests():
             if store.is_unwanted(digest) and digest not in in_use:
                 store.forget(digest)
-        held = listing(store)
-        users = Counter(key for each in held for key in _keys(each.manifest))
+        needed, pins = _needed(store), store.pins()
+        users = Counter(key for keys in needed.values() for key in keys)
         sizes: Counter[str] = Counter()
         for key, size in store.contents():
             sizes[key] += size
         gone = []
         if quota is not None:
             total = sum(size for key, size in sizes.items() if users[key])
-            for each in reversed(held):
+            for digest, keys in needed.items():
                 if total <= quota:
                     break
-                if each.is_pinned or each.digest in in_use:
+                if digest in pins or digest in in_use:
                     continue
-                store.forget(each.digest)
-                gone.append(each.digest)
-                for key in _keys(each.manifest):
+                store.forget(digest)
+                gone.append(digest)
+                for key in keys:
                     users[key] -= 1
                     if not users[key]:
                         total -= sizes[key]
@@ -104,19 +106,20 @@ def verify(store: BlockStore, digest: bytes | None = None) -> Verified:
 
     Raises:
         BlockMissingError: the manifest is not here.
+        StoreError: its bytes are those of no manifest.
     """
     chosen = store.manifests() if digest is None else [digest]
     good = size = damaged = missing = 0
     seen: set[str] = set()
     for each in chosen:
         try:
-            manifest = decode_manifest(store.manifest(each))
-        except BlockMissingError:
+            files = store.known(each).files
+        except StoreError:
             if digest is not None:
                 raise
             damaged += 1
             continue
-        for key, content in _contents(store, manifest).items():
+        for key, content in _contents(store, files).items():
             if key in seen:
                 continue
             seen.add(key)
@@ -131,9 +134,14 @@ def verify(store: BlockStore, digest: bytes | None = None) -> Verified:
     return Verified(blocks=good, size=size, damaged=damaged, missing=missing)
 
 
-def _contents(store: BlockStore, manifest: Manifest) -> dict[str, Content]:
-    return {key_of(file): store.content(file) for file in manifest.files}
+def _contents(store: BlockStore, files: Iterable[FileEntry]) -> dict[str, Content]:
+    return {key_of(file): store.content(file) for file in files}
 
 
-def _keys(manifest: Manifest) -> set[str]:
-    return {key_of(file) for file in manifest.files}
+def _needed(store: BlockStore) -> dict[bytes, set[str]]:
+    """The contents that each manifest needs, the least recently used first."""
+    needed = {}
+    for digest in sorted(store.manifests(), key=store.used):
+        with contextlib.suppress(StoreError):  # a damaged one needs nothing
+            needed[digest] = {key_of(file) for file in store.known(digest).files}
+    return needed

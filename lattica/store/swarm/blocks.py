@@ -24,17 +24,17 @@ from lattica.errors import (
 )
 from lattica.identity.keys import PeerId
 from lattica.rpc import Buffer, Rpc
-from lattica.store.blocks.blockstore import BlockStore
+from lattica.store.blocks.blockstore import BlockStore, Known
 from lattica.store.blocks.exporting import block_of
 from lattica.store.blocks.intake import files_of
 from lattica.store.blocks.manifest import (
     FileEntry,
     Manifest,
-    decode_manifest,
     to_hash,
     to_id,
 )
 from lattica.store.blocks.sweeping import Held, Swept, Verified, listing, sweep, verify
+from lattica.store.blocks.tree import name_of
 from lattica.store.swarm.announcing import Announcer
 from lattica.store.swarm.getting import FetchReport, Getting, Progress
 from lattica.store.swarm.priorities import Part
@@ -236,7 +236,8 @@ class Blocks:
         Raises:
             BlockMissingError, BlockCorruptError: see `fetch`.
         """
-        return await self._manifest(self._source(manifest_id, providers))
+        async with self._using(manifest_id):
+            return await self._manifest(self._source(manifest_id, providers))
 
     # ------------------------------------------------------------------------------ asking
 
@@ -325,10 +326,27 @@ class Blocks:
     async def _manifest(self, source: Source) -> Manifest:
         known = self._manifests.get(source.manifest_id)
         if known is None:
-            limit = self._config.max_manifest
-            known = await source.manifest(self._store, self._read_manifest, limit)
+            here = await self._top(source)
+            if (known := here.manifest) is None:
+                assert here.tree is not None
+                known = await self._joined(source, here.tree)
             self._manifests[source.manifest_id] = known
         return known
+
+    async def _top(self, source: Source) -> Known:
+        digest = to_hash(source.manifest_id)
+        with contextlib.suppress(BlockMissingError):  # its parts may be all that is missing
+            return await anyio.to_thread.run_sync(self._store.known, digest)
+        return await source.top(self._store, self._read_manifest, self._config.max_manifest)
+
+    async def _joined(self, source: Source, tree: FileEntry) -> Manifest:
+        """A large manifest, whose parts come as the blocks of files do."""
+        digest = to_hash(source.manifest_id)
+
+        async def join() -> Manifest:
+            return await anyio.to_thread.run_sync(self._store.whole, digest)
+
+        return await self._getting(source, Manifest((tree,)), (tree,), name=name_of(tree)).run(join)
 
     async def _read_manifest(self, peer: PeerId, digest: bytes) -> Buffer:
         return await self._client(peer, self._config.block_timeout).manifest(digest)
@@ -356,9 +374,11 @@ class Blocks:
             if self._store.is_unwanted(digest):
                 continue
             try:
-                manifest = decode_manifest(self._store.manifest(digest))
+                manifest = self._store.known(digest).manifest
             except StoreError:
                 self.counters["damaged_manifest"] += 1
+                continue
+            if manifest is None:
                 continue
             manifest_id = to_id(digest)
             self._manifests[manifest_id] = manifest
@@ -383,14 +403,10 @@ class Blocks:
     ) -> T:
         """Get `files` and `use` them."""
         manifest_id = source.manifest_id
-        getting = Getting(
+        getting = self._getting(
             source,
             self._manifests[manifest_id],
             files,
-            self._store,
-            self._sharing,
-            self._config,
-            reach=partial(self._reach, source),
             begun=partial(self._announcer.later, manifest_id),  # it may be had from here now
             progress=progress,
             first=first,
@@ -403,6 +419,33 @@ class Blocks:
             self.counters["damaged"] += getting.damaged
         await self._announcer.now(manifest_id)
         return result
+
+    def _getting(
+        self,
+        source: Source,
+        manifest: Manifest,
+        files: Sequence[FileEntry],
+        *,
+        begun: Callable[[], None] = lambda: None,
+        progress: Progress | None = None,
+        first: Sequence[Part] = (),
+        copies: int = 1,
+        name: bytes | None = None,
+    ) -> Getting:
+        return Getting(
+            source,
+            manifest,
+            files,
+            self._store,
+            self._sharing,
+            self._config,
+            reach=partial(self._reach, source),
+            begun=begun,
+            progress=progress,
+            first=first,
+            copies=copies,
+            name=name,
+        )
 
     async def _reach(self, source: Source, peer: PeerId) -> BlocksService:
         await source.reach(peer)

@@ -58,12 +58,16 @@ class Getting:
         progress: Progress | None,
         first: Sequence[Part],
         copies: int,
+        name: bytes | None = None,
     ) -> None:
-        """`begun` is told when the first block has come; `copies` of the files need room."""
+        """`name` is what peers call what the files are of: the manifest's hash, if not another.
+
+        `begun` is told when the first block has come; `copies` of the files need room."""
         self.report = FetchReport(total=sum(file.size for file in files))
         self.damaged = 0  # times that something was found damaged
         self._source = source
         self._digest = to_hash(source.manifest_id)
+        self._name = name or self._digest
         self._manifest = manifest
         self._files = files
         self._store = store
@@ -109,7 +113,7 @@ class Getting:
         await anyio.to_thread.run_sync(filling.complete)
 
     async def _fetch(self, filling: Filling, wanted: Sequence[BlockRef]) -> None:
-        async with self._sharing.open(self._digest) as share:
+        async with self._sharing.open(self._name) as share:
             ranks = ranks_of(self._manifest, share.numbers, self._first)
             numbers = mask_of(share.numbers[block.hash] for block in wanted)
             fetch = Fetch(

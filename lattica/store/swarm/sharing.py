@@ -13,11 +13,12 @@ import anyio.to_thread
 from lattica.errors import BusyError
 from lattica.identity.keys import PeerId
 from lattica.store.blocks.blockstore import BlockStore
-from lattica.store.blocks.manifest import BlockRef, Manifest, blocks_of, decode_manifest
+from lattica.store.blocks.manifest import BlockRef, Manifest, blocks_of
 from lattica.store.swarm.messages import MAX_NEWS, MAX_TOLD, Have
 
 MAX_FOLLOWERS = 64  # of one manifest
 RETRY_AFTER = 2.0  # seconds
+SOON = 0.2
 
 
 class Share:
@@ -156,5 +157,7 @@ class Sharing:
                 del self._shares[digest]
 
     def _make(self, digest: bytes) -> Share:
-        manifest = decode_manifest(self._store.manifest(digest))
+        manifest = self._store.spoken_of(digest)
+        if manifest is None:
+            raise BusyError("the manifest itself is still coming", retry_after=SOON)
         return Share(digest, manifest, self._store.held(manifest))

@@ -9,11 +9,12 @@ import anyio.to_thread
 import msgspec
 
 from lattica.dht import Dht, dht_key
-from lattica.errors import BlockCorruptError, BlockMissingError, LatticaError
+from lattica.errors import BlockCorruptError, BlockMissingError, LatticaError, StoreError
 from lattica.identity.keys import PeerId
 from lattica.rpc import Buffer, Rpc
-from lattica.store.blocks.blockstore import BlockStore
-from lattica.store.blocks.manifest import Manifest, decode_manifest, hash_of, to_hash
+from lattica.store.blocks.blockstore import BlockStore, Known
+from lattica.store.blocks.manifest import hash_of, to_hash
+from lattica.store.blocks.tree import Root, decode_top
 from lattica.store.swarm.providers import Providers
 
 KIND = "provider"
@@ -80,11 +81,12 @@ class Source:
         if self._dht is not None and self._rpc.links.find(peer) is None:
             await self._dht.find_peer(peer)
 
-    async def manifest(self, store: BlockStore, ask: Ask, limit: int) -> Manifest:
-        """The manifest, of at most `limit` bytes, from the first that gives the right ones.
+    async def top(self, store: BlockStore, ask: Ask, limit: int) -> Known:
+        """The manifest, of at most `limit` bytes, or its root, from the first that gives it.
 
         Raises:
             BlockMissingError, BlockCorruptError: nobody does; names those tried.
+            StoreError: it is no manifest, or too large.
         """
         for peer in self.providers.usable(await self.first()):
             try:
@@ -101,10 +103,12 @@ class Source:
                 self.providers.lied(peer)
         raise self.providers.error(self.manifest_id)
 
-    def _keep(self, store: BlockStore, data: memoryview, limit: int) -> Manifest:
+    def _keep(self, store: BlockStore, data: memoryview, limit: int) -> Known:
         if len(data) > limit or hash_of(data) != self._digest:
             raise BlockCorruptError(f"these are not the bytes of {self.manifest_id}")
-        manifest = decode_manifest(bytes(data))
+        top = decode_top(bytes(data))
+        if isinstance(top, Root) and top.size > limit:
+            raise StoreError(f"the manifest is {top.size} bytes; {limit} are taken")
         with store.claims.adding():  # a sweep that runs has not seen it
             store.write_manifest(self._digest, data)
-        return manifest
+            return store.known(self._digest)
