@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
 FUZZ_SECONDS ?= 90
+# Processes that share the tests. 0: none but one, for a debugger or for whole outputs.
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4))')
 
 .PHONY: demo rollouts test test-net fuzz check bench venv clean
 
@@ -29,7 +31,7 @@ rollouts: $(STAMP)
 	@$(BIN)/python -m examples.rollouts $(ARGS)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-net: $(STAMP)
 	-@$(BIN)/python -m tests.netlab.requirements

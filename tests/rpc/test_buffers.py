@@ -33,7 +33,7 @@ from tests.rpc.mesh import Mesh
         np.zeros((3, 0, 2), dtype=np.int8),
         np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]),
     ],
-    ids=repr,
+    ids=lambda data: type(data).__name__,
 )
 def test_whatever_has_a_contiguous_buffer(data: Any) -> None:
     buffer = Buffer(data)
