@@ -22,9 +22,11 @@ from lattica.reach.plan import plan
 from lattica.rpc import messages as m
 from lattica.rpc.framing import frame
 from lattica.store.blocks.manifest import BlockRef, FileEntry, Manifest
+from lattica.store.blocks.tree import Root
 from lattica.store.chains.messages import Exchange, Head, Presence, Ruling, Update
 from lattica.store.chains.notices import rule
 from lattica.store.crdt.values import encode_value
+from lattica.store.swarm.messages import Have, Want
 from tests.fuzz.session import CONTROL, step
 from tests.fuzz.targets import BINDING, ENDING, ONE, OTHER, RELAYED
 from tests.store import raw
@@ -74,11 +76,24 @@ def seeds() -> dict[str, list[bytes]]:
         "store_update": _updates(),
         "store_state": list(raw.FITTING.values()),
         "store_value": [encode_value({"a": [1, 2.5, None, b"x", "y"], "b": True})],
-        "store_manifest": [manifest.encode()],
+        "store_manifest": [manifest.encode(), Root(9, (BlockRef(bytes(32), 9),)).encode()],
+        "store_swarm": _swarm(),
         "store_exchange": _exchanges(grant),
         "store_presence": [_presence()],
         "store_notice": _notices(),
     }
+
+
+def _swarm() -> list[bytes]:
+    said = [
+        Have(b"\xff\xff\x07", (), (), (), False),
+        Have(b"", (19,), (3, 4), (OTHER.peer_id,), True),
+    ]
+    heard = [frame(b"\0" + wire.encode(have)) for have in said]
+    wants = [frame(b"\1" + wire.encode(Want((1, 2, 3), (2,))))]
+    given = [frame(b"\2" + pack([number, b"x"])) for number in (0, 1, 2)]
+    lacks = frame(b"\2" + pack([3, None]))
+    return [b"".join(heard), b"".join(wants), b"".join([heard[0], *given, lacks, heard[1]])]
 
 
 def _orders() -> list[bytes]:

@@ -61,12 +61,16 @@ class ScriptedLink:
     def __init__(self, *, is_dialer: bool) -> None:
         self.is_dialer = is_dialer
         self.is_open = True
-        self.rtt = 0.0
+        self.rtt = self.rtt_min = 0.0
         self.address = "script"
         self.local = HERE
         self.remote = RemotePeer(THERE, HERE, frozenset(grants.MEMBER), "there")
         self.why = ""
         self._next = {False: 4 if is_dialer else 1, True: 2 if is_dialer else 3}
+
+    def statistics(self) -> ScriptedLink:
+        """What windows ask of them: its round trips."""
+        return self
 
     def open_stream(self, *, unidirectional: bool) -> int:
         stream = self._next[unidirectional]

@@ -47,7 +47,8 @@ from lattica.reach.plan import guess_hosts, guesses, plan
 from lattica.rpc import failures
 from lattica.rpc import messages as rpc_messages
 from lattica.rpc.framing import FrameReader
-from lattica.store.blocks.manifest import Manifest, decode_manifest
+from lattica.store.blocks.manifest import Manifest
+from lattica.store.blocks.tree import MAX_ENCODED, MAX_PART, decode_top
 from lattica.store.chains import messages as store_messages
 from lattica.store.chains.notices import Notices
 from lattica.store.chains.proofs import Proofs
@@ -59,6 +60,7 @@ from lattica.store.crdt.values import decode_value, encode_value
 from lattica.store.documents.document import plain
 from lattica.store.documents.presence import PresenceBook
 from tests.fuzz.session import SessionFuzz
+from tests.fuzz.swarm import SwarmFuzz
 from tests.reach.relay_bench import Bench, Link, place
 from tests.store import raw
 
@@ -345,15 +347,23 @@ def store_value(data: bytes) -> None:
 
 
 def store_manifest(data: bytes) -> None:
-    """A manifest of files, as a provider sends it."""
+    """A manifest of files, or the root of a large one, as a provider sends it."""
     try:
-        found = decode_manifest(data)
+        found = decode_top(data)
     except StoreError:
         return
-    assert isinstance(found, Manifest)
+    if not isinstance(found, Manifest):
+        assert sum(part.size for part in found.parts) == found.size <= MAX_ENCODED
+        assert all(0 < part.size <= MAX_PART for part in found.parts)
+        return
     for file in found.files:
         assert not file.path.startswith("/")
         assert ".." not in file.path.split("/")
+
+
+def store_swarm(data: bytes) -> None:
+    """What a peer says in a fetch: frames of a kind's number and a message."""
+    _swarm().play(data)
 
 
 def store_presence(data: bytes) -> None:
@@ -420,6 +430,11 @@ def membership_of_one() -> grants.Membership:
 
 
 @functools.cache
+def _swarm() -> SwarmFuzz:
+    return SwarmFuzz()
+
+
+@functools.cache
 def _sessions() -> SessionFuzz:
     return SessionFuzz()
 
@@ -473,6 +488,7 @@ TARGETS: dict[str, Target] = {
         store_state,
         store_value,
         store_manifest,
+        store_swarm,
         store_exchange,
         store_presence,
         store_notice,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import secrets
 import threading
 from collections.abc import AsyncIterator
 from functools import partial
@@ -13,13 +15,16 @@ import pytest
 from lattica.config import KIB, StoreConfig
 from lattica.errors import BadArgumentsError, BlockMissingError
 from lattica.identity import grants
-from lattica.rpc import method
+from lattica.identity.keys import PeerId
+from lattica.rpc import Buffer, method
 from lattica.store import Blocks
 from lattica.store.blocks.filling import Filling
 from lattica.store.blocks.manifest import BlockRef, Hash, to_hash
 from lattica.store.swarm import keeping
-from lattica.store.swarm.messages import Given, Have, Want
+from lattica.store.swarm.asking import MAX_NAMED
+from lattica.store.swarm.messages import MAX_TOLD, Given, Have, Want
 from lattica.store.swarm.service import MAX_OWED, BlocksService
+from lattica.store.swarm.source import Source
 from tests.store.mesh import home
 from tests.store.test_blocks import CONFIG, DATA, Liar, good_bytes, id_of, peers, serve
 from tests.store.test_manifest import noise
@@ -234,6 +239,65 @@ async def test_a_peer_that_says_nonsense_does_no_harm(tmp_path: Path, said: Have
             await three.remove(name)
             with pytest.raises(BlockMissingError, match=id_of(1).short):
                 await three.fetch_bytes(name, providers=[id_of(1)])
+
+
+class Pusher(BlocksService):
+    """Gives what nobody has asked for, without end."""
+
+    given = 0
+
+    @method(scope=grants.CALL)
+    async def give(self, digest: Hash, wants: AsyncIterator[Want]) -> AsyncIterator[Given]:
+        async for want in wants:
+            for number in itertools.cycle(set(range(15)) - set(want.blocks)):
+                self.given += 1
+                yield Given(number, Buffer(DATA[: 64 * KIB]))
+
+
+async def test_a_peer_that_gives_what_it_was_not_asked_for_is_left(tmp_path: Path) -> None:
+    async with peers(tmp_path, 3, config=CONFIG) as (one, two, three):
+        name = await one.add_bytes(DATA)
+        await two.add_bytes(DATA)
+        pusher = serve(one, Pusher)
+        with anyio.fail_after(20):
+            with pytest.raises(BlockMissingError, match="not asked for"):
+                await three.fetch_bytes(name, providers=[id_of(1)])
+            assert await three.fetch_bytes(name, providers=[id_of(1), id_of(2)]) == DATA
+        assert pusher.given < 100
+        assert three.report(name).provided == {id_of(2): len(DATA)}  # type: ignore[union-attr]
+
+
+class Namer(BlocksService):
+    """Names peers that are nobody, without end."""
+
+    named = 0
+
+    @method(scope=grants.CALL)
+    async def have(self, digest: Hash) -> AsyncIterator[Have]:
+        while True:
+            made = tuple(PeerId(secrets.token_bytes(32)) for _ in range(MAX_TOLD))
+            self.named += len(made)
+            yield Have(b"", (), (), made, False)
+
+
+async def test_a_peer_that_invents_others_is_heard_only_so_far(tmp_path: Path) -> None:
+    config = StoreConfig(block=64 * KIB, block_timeout=1.0)
+    async with peers(tmp_path, 2, config=config) as (one, two):
+        name = await one.add_bytes(DATA)
+        namer = serve(one, Namer)
+        tried: set[PeerId] = set()
+        reach = Source.reach
+
+        async def note(source: Source, peer: PeerId) -> None:
+            tried.add(peer)
+            await reach(source, peer)
+
+        with pytest.MonkeyPatch.context() as patch, anyio.fail_after(30):
+            patch.setattr(Source, "reach", note)
+            with pytest.raises(BlockMissingError):
+                await two.fetch_bytes(name, providers=[id_of(1)])
+        assert namer.named > 2 * MAX_NAMED
+        assert len(tried) <= 3 * MAX_NAMED, "in each of the rounds that a stalled peer gets"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Protocol
@@ -26,6 +27,7 @@ MAX_BUSY = 50  # times a peer may say so before it is given up for this fetch
 MAX_RETRY_AFTER = 2.0  # seconds
 GUESS = 1.0  # seconds for a block, before anything is known
 AHEAD = 0.2  # seconds of its rate that a peer is asked for ahead
+MAX_NAMED = 256  # peers that one may name: those who invent some must not keep a fetch busy
 SMOOTH = 0.3  # the share of the newest block in the rate
 
 
@@ -54,6 +56,8 @@ class Asker:
         self._given = 0  # what it gave to others, who will have it soon
         self._is_final = False
         self._asked: dict[int, None] = {}
+        self._dropped: Counter[int] = Counter()  # times that it may come, though not asked for now
+        self._named = 0  # peers, by this one
         self._rate = 0.0  # bytes/s
         self._scope = anyio.CancelScope()
         self._since = 0.0  # when it last gave something, or was first asked
@@ -144,8 +148,9 @@ class Asker:
         self._given |= given
         self._have |= blocks
         self._is_final = have.is_final
-        for peer in have.peers:
+        for peer in have.peers[: MAX_NAMED - self._named]:
             self._board.meet(peer)
+        self._named += min(len(have.peers), MAX_NAMED - self._named)
         self._board.nudge()
 
     # ------------------------------------------------------------------ what it gives
@@ -197,12 +202,20 @@ class Asker:
                 for number in self._asked:
                     self._board.picker.returned(number, self.peer)
                 self._asked.clear()
+                self._dropped.clear()
 
     def _got(self, given: Given) -> Buffer | None:
-        """A block that is wanted, if it is one."""
+        """A block that is wanted, if it is one.
+
+        Raises:
+            StoreError: it was never asked for; else a peer could send what it likes for ever.
+        """
         number, picker = given.block, self._board.picker
         if number not in self._asked:
-            return None  # it was dropped too late
+            if not self._dropped[number]:
+                raise StoreError("it gives blocks that it was not asked for")
+            self._dropped[number] -= 1  # it was too late
+            return None
         del self._asked[number]
         if given.data is None:
             picker.returned(number, self.peer)
@@ -237,4 +250,5 @@ class Asker:
         """Another peer gives a block that this one was asked for."""
         if self._wants is not None and number in self._asked:
             del self._asked[number]
+            self._dropped[number] += 1
             self._say(Want((), (number,)))
