@@ -53,7 +53,7 @@ class Finder:
         for kept in self._storage.get(key, kind, now=now):
             merge.add(kept.envelope, now=now)
         nodes = await self._neighbours.gather(
-            key, kind, lambda data: merge.add_encoded(data, now=self._clock.time())
+            key, kind, lambda data: merge.add_encoded(data, now=self._clock.time()), merge.digest
         )
         return merge, nodes
 

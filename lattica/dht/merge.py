@@ -8,6 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from lattica.config import DhtConfig
+from lattica.dht.digests import records_digest
 from lattica.dht.records import Found, Record, Verifier, decode_value
 from lattica.errors import RecordError
 from lattica.identity import wire
@@ -28,7 +29,8 @@ class Merge:
         self._verifier = verifier
         self._config = config
         self._counters = counters
-        self._newest: dict[PeerId, Record] = {}
+        self._newest: dict[PeerId, tuple[Record, Signed]] = {}
+        self._digest: bytes | None = b""  # None: to be made
 
     def add_encoded(self, data: bytes | memoryview, *, now: float) -> None:
         """Add one answer as it came from the network."""
@@ -58,13 +60,20 @@ class Merge:
             self._counters["dropped:wrong_key"] += 1
             return
         known = self._newest.get(envelope.author)
-        if known is None or known.sequence < record.sequence:
-            self._newest[envelope.author] = record
+        if known is None or known[0].sequence < record.sequence:
+            self._newest[envelope.author] = record, envelope
+            self._digest = None
+
+    def digest(self) -> bytes:
+        """Of the newest of each author, as `records_digest` makes it."""
+        if self._digest is None:
+            self._digest = records_digest(envelope for _, envelope in self._newest.values())
+        return self._digest
 
     def found(self, value_type: type[T]) -> list[Found[T]]:
         """The records that stand, newest first; those taken back by their author are out."""
         found: list[Found[T]] = []
-        for author, record in self._newest.items():
+        for author, (record, _) in self._newest.items():
             if record.removed:
                 continue
             try:

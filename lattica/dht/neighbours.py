@@ -16,6 +16,7 @@ from lattica.config import DhtConfig
 from lattica.dht.contacts import ContactFile
 from lattica.dht.crawling import Crawl, RecordCrawl
 from lattica.dht.keys import KEY_BITS, KEY_BYTES, node_id
+from lattica.dht.knowing import Knowing
 from lattica.dht.protocol import DhtProtocol
 from lattica.dht.routing import PeerNode, Table
 from lattica.errors import DhtError, LatticaError
@@ -136,10 +137,11 @@ class Neighbours:
 
     async def closest(self, key: bytes) -> list[PeerNode]:
         """The live peers closest to a key, nearest first."""
+        start = self._start(key)
         crawl = Crawl(
-            self.protocol,
+            Knowing(self.protocol, start),
             Node(key),
-            self._start(key),
+            start,
             ksize=self._config.k,
             alpha=self._config.alpha,
             slow_after=self._config.slow_query,
@@ -148,13 +150,21 @@ class Neighbours:
         return await self._run(crawl)
 
     async def gather(
-        self, key: bytes, kind: str, collect: Callable[[bytes | memoryview], None]
+        self,
+        key: bytes,
+        kind: str,
+        collect: Callable[[bytes | memoryview], None],
+        held: Callable[[], bytes],
     ) -> list[PeerNode]:
-        """Like `closest`; `collect` gets the encoded records of everybody asked on the way."""
+        """Like `closest`; `collect` gets the encoded records of everybody asked on the way.
+
+        But for those whose digest is `held()` by then; see `knowing`.
+        """
+        start = self._start(key)
         crawl = RecordCrawl(
-            self.protocol,
+            Knowing(self.protocol, start, held),
             Node(key),
-            self._start(key),
+            start,
             kind=kind,
             collect=lambda _, records: collect(records),
             ksize=self._config.k,

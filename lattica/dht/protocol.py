@@ -30,6 +30,7 @@ from lattica.rpc import Buffer, Rpc
 MAX_SUSPECTS = 1024
 MAX_LOST = 64
 MAX_STUBS = 1024
+SAY_AGAIN = 10.0  # seconds between looks at addresses that a peer says over and over
 STRIKES = 2  # deadlines in a row, over a link that lives, before a contact is dropped
 
 
@@ -83,13 +84,21 @@ class DhtProtocol:
         """Ask for the contacts closest to `target`; None if there was no answer."""
         return await self.call_find_value(node, target, "")
 
-    async def call_find_value(self, node: PeerNode, target: Node, kind: str) -> FindAnswer | None:
-        """Ask for contacts, and for records of `kind`; None if there was no answer."""
+    async def call_find_value(
+        self, node: PeerNode, target: Node, kind: str, contacts: bytes = b"", records: bytes = b""
+    ) -> FindAnswer | None:
+        """Ask for contacts, and for records of `kind`; None if there was no answer.
+
+        What is known already need not be said: `contacts` and `records` are digests of it, see
+        `lattica.dht.knowing`.
+        """
         if self.is_suspect(node.peer):
             self._counters["skipped:suspect"] += 1
             return None
         try:
-            reply = await self._stub(node).find(target.id, kind, self._addresses())
+            reply = await self._stub(node).find(
+                target.id, kind, self._addresses(), contacts, records
+            )
         except LatticaError as error:
             self._unanswered(node, error)
             return None
@@ -192,14 +201,16 @@ class DhtProtocol:
             self._counters["truncated:contacts"] += 1
         return self.nodes_of(reply.contacts[: self._config.k])
 
-    def _answered(self, node: PeerNode, addresses: Sequence[str]) -> None:
+    def _answered(self, node: PeerNode, addresses: tuple[str, ...]) -> None:
         self.trust(node.peer)
         node.strikes = 0
-        node.heard = self._clock.monotonic()
-        said = clean_addresses(addresses)
-        if said:
-            node.addresses = said
-            self._rpc.links.learn(node.peer, said)
+        node.heard = now = self._clock.monotonic()
+        if addresses != node.said or now - node.said_at >= SAY_AGAIN:
+            node.said, node.said_at = addresses, now
+            said = clean_addresses(addresses)
+            if said:
+                node.addresses = said
+                self._rpc.links.learn(node.peer, said)
         link = self._rpc.links.find(node.peer)
         if link is not None and grants.allows(link.remote.scopes, grants.CALL):
             self._table.add_contact(node)

@@ -23,6 +23,8 @@ class PeerNode(Node):  # type: ignore[misc]  # kademlia has no types
         super().__init__(node_id(peer))
         self.peer = peer
         self.addresses = addresses
+        self.said: tuple[str, ...] = ()  # what it calls its addresses, unchecked,
+        self.said_at = float("-inf")  # and when that was looked at, in monotonic seconds
         self.strikes = 0  # calls in a row that went unanswered
         self.heard = float("-inf")  # when it last showed life, in monotonic seconds
 

@@ -9,6 +9,7 @@ import msgspec
 
 from lattica.clock import Clock
 from lattica.config import DhtConfig
+from lattica.dht.digests import contacts_digest, records_digest
 from lattica.dht.keys import KEY_BYTES
 from lattica.dht.lease_keeper import LeaseKeeper
 from lattica.dht.messages import FindReply, Lease, clean_addresses
@@ -57,20 +58,33 @@ class DhtService:
         return self._addresses()
 
     @method(scope=None)
-    async def find(self, target: bytes, kind: str, addresses: tuple[str, ...]) -> FindReply:
-        """The contacts closest to `target`; with a `kind`, its records under that key too."""
+    async def find(
+        self,
+        target: bytes,
+        kind: str,
+        addresses: tuple[str, ...],
+        contacts: bytes = b"",
+        records: bytes = b"",
+    ) -> FindReply:
+        """The contacts closest to `target`; with a `kind`, its records under that key too.
+
+        Left out are contacts and records whose digest the caller tells: it has just these.
+        """
         if len(target) != KEY_BYTES:
             self._counters["refused:bad_target"] += 1
             raise BadArgumentsError(f"a target is {KEY_BYTES} bytes, not {len(target)}")
         asking = self._note_caller(addresses)
         place = int.from_bytes(target, "big")
         closest = self._table.closest(place, self._config.k, {asking.id})
-        now = self._clock.time()
-        records = self._storage.get(target, kind, now=now) if kind else []
+        if contacts and contacts == self._contacts_digest(closest, place):
+            closest = []
+        kept = self._storage.get(target, kind, now=self._clock.time()) if kind else []
+        if records and records == records_digest(each.envelope for each in kept):
+            kept = []
         return FindReply(
             self._addresses(),
             tuple(node.contact for node in closest),
-            Buffer(self._pack(records)),
+            Buffer(self._pack(kept)),
         )
 
     @method(scope=grants.CALL)
@@ -150,6 +164,12 @@ class DhtService:
     async def leased(self, target: bytes) -> Lease | None:
         """Who has a key, as this peer has granted it."""
         return self._leases.told(target)
+
+    def _contacts_digest(self, closest: list[PeerNode], place: int) -> bytes:
+        """As the caller makes it: this peer is among those that it knows."""
+        nodes = [*closest, self._table.node]
+        nodes.sort(key=lambda node: node.long_id ^ place)
+        return contacts_digest(nodes[: self._config.k])
 
     def _note_caller(self, addresses: tuple[str, ...]) -> PeerNode:
         call = caller()

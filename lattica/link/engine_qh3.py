@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lattica.link.ack_delay import AckDelay
 from lattica.link.engine import EngineConfig, EngineSink, EngineStats
 from lattica.link.header import MIN_INITIAL
 from lattica.link.outbox import Chunk
@@ -75,6 +76,7 @@ class Qh3Engine:
         self._failure: str | None = None  # to be told when the events are read
         self._rtt_min = 0.0
         self._first_packets = 0  # sent before the other end was heard of
+        self._acks = AckDelay()
 
     @property
     def connection_ids(self) -> Sequence[bytes]:
@@ -123,6 +125,7 @@ class Qh3Engine:
             if connection.is_complete:
                 assert core is not None
                 report = core.receive_many_datagrams(list(datagrams), REMOTE, now)
+                self._acks.received(len(datagrams))
                 latest = core.latest_rtt
                 if latest is not None and (latest < self._rtt_min or not self._rtt_min):
                     self._rtt_min = latest
@@ -195,7 +198,10 @@ class Qh3Engine:
         if self._failure is not None and not self._is_closed:
             return 0.0
         timer = core.get_timer()
-        return None if timer is None else timer[1]
+        if timer is None:
+            return None
+        kind, at = timer
+        return self._acks.until(at) if kind == "ack_application" else at
 
     def handle_timer(self, now: float) -> None:
         connection = self._connection

@@ -200,7 +200,14 @@ class Raising(DhtService):
         return ()
 
     @method(scope=None)
-    async def find(self, target: bytes, kind: str, addresses: tuple[str, ...]) -> FindReply:
+    async def find(
+        self,
+        target: bytes,
+        kind: str,
+        addresses: tuple[str, ...],
+        contacts: bytes = b"",
+        records: bytes = b"",
+    ) -> FindReply:
         raise ZeroDivisionError("a bug")
 
     @method(scope=None)
@@ -212,7 +219,14 @@ class Hanging(Raising):
     """Answers pings, and nothing else."""
 
     @method(scope=None)
-    async def find(self, target: bytes, kind: str, addresses: tuple[str, ...]) -> FindReply:
+    async def find(
+        self,
+        target: bytes,
+        kind: str,
+        addresses: tuple[str, ...],
+        contacts: bytes = b"",
+        records: bytes = b"",
+    ) -> FindReply:
         await anyio.Event().wait()
         raise AssertionError
 
@@ -228,7 +242,14 @@ class Lying(Raising):
         self._reply = FindReply(("no address", "10.0.0.1:77"), contacts, Buffer(records))
 
     @method(scope=None)
-    async def find(self, target: bytes, kind: str, addresses: tuple[str, ...]) -> FindReply:
+    async def find(
+        self,
+        target: bytes,
+        kind: str,
+        addresses: tuple[str, ...],
+        contacts: bytes = b"",
+        records: bytes = b"",
+    ) -> FindReply:
         return self._reply
 
 

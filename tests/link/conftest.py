@@ -6,6 +6,7 @@ import pytest
 
 ENGINES = ("aioquic", "qh3")
 CHOOSE_THEMSELVES = {
+    "test_ack_delay",
     "test_bbr",
     "test_pacing",
     "test_wan",
