@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import secrets
 import threading
 from collections.abc import AsyncIterator
@@ -13,7 +15,7 @@ import anyio
 import pytest
 
 from lattica.config import KIB, StoreConfig
-from lattica.errors import BadArgumentsError, BlockMissingError
+from lattica.errors import BadArgumentsError, BlockMissingError, StoreError
 from lattica.identity import grants
 from lattica.identity.keys import PeerId
 from lattica.rpc import Buffer, method
@@ -205,6 +207,32 @@ async def test_no_block_is_lost_when_a_liar_is_cut_off_while_the_disk_is_slow(
                     await anyio.sleep(0.01)
                 gate.set()
         assert threads.count(here) == 1
+
+
+async def test_the_disk_writes_while_more_comes_and_is_heard_when_it_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with peers(tmp_path, 2, config=CONFIG) as (one, two):
+        name = await one.add_bytes(DATA)
+        sync, synced = os.fdatasync, 0
+
+        def fail(descriptor: int) -> None:
+            raise OSError(errno.EIO, "the disk is broken")
+
+        def count(descriptor: int) -> None:
+            nonlocal synced
+            synced += 1
+            sync(descriptor)
+
+        monkeypatch.setattr(keeping, "SYNC_EVERY", 128 * KIB)
+        monkeypatch.setattr(os, "fdatasync", fail)
+        with pytest.raises(StoreError, match="the disk is broken"):
+            await two.fetch_bytes(name, providers=[id_of(1)])
+        assert not two.has(name)
+        monkeypatch.setattr(os, "fdatasync", count)
+        await two.remove(name)
+        assert await two.fetch_bytes(name, providers=[id_of(1)]) == DATA
+        assert synced
 
 
 class Boaster(BlocksService):

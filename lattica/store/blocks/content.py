@@ -252,6 +252,25 @@ class Content:
             self._be(UNKNOWN, handle.identity)
         return handle
 
+    def sync(self) -> None:
+        """What was written to the part is on the disk now, if its file is open.
+
+        Raises:
+            StoreError: the disk does not take it; who completes the file would not hear of it.
+        """
+        handle = self._handle
+        if handle is None or not handle.is_writable:
+            return
+        try:
+            os.fdatasync(handle.descriptor)
+        except OSError as error:
+            raise self._sync_failed(error) from None
+
+    def _sync_failed(self, error: OSError) -> StoreError:
+        with self._lock:
+            self._be(UNKNOWN, self._identity)  # who knows what a failed sync has kept
+        return StoreError(f"cannot write {self._part}: {error}")
+
     def complete(self) -> bool:
         """Give it its place among the files if every block is here.
 
@@ -274,9 +293,7 @@ class Content:
             with self._claims.adding(), self._lock:  # in this order, as sweeps do
                 return self._promote(handle.identity)
         except OSError as error:
-            with self._lock:
-                self._be(UNKNOWN, self._identity)  # who knows what a failed sync has kept
-            raise StoreError(f"cannot write {self._part}: {error}") from None
+            raise self._sync_failed(error) from None
         finally:
             self.close()
             self._handles.closed(self)

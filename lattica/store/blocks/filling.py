@@ -80,6 +80,15 @@ class Filling:
             if content.is_full:
                 self._full.append(content)
 
+    def sync(self) -> None:
+        """What was written is on the disk now.
+
+        Raises:
+            StoreError: the disk does not take it.
+        """
+        for content in self._contents.values():
+            content.sync()
+
     @property
     def has_full(self) -> bool:
         """Whether there is something for `promote`."""

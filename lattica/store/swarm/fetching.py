@@ -180,15 +180,17 @@ class Fetch:
         finally:
             self._keeping -= 1
             self.picker.returned(number, peer)  # unless it has arrived
+            if self._keeper.wants_to_sync and self._tasks is not None:
+                self._tasks.start_soon(self._on_disk, self._keeper.sync)
             if self._keeper.wants_to_promote and self._tasks is not None:
-                self._tasks.start_soon(self._promote)
+                self._tasks.start_soon(self._on_disk, self._keeper.promote)
             else:
                 self._end_if_over()
             self.nudge()
 
-    async def _promote(self) -> None:
+    async def _on_disk(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await self._keeper.promote()
+            await work()
         except StoreError as error:
             self._disk_failed(error)
         self._end_if_over()

@@ -10,10 +10,12 @@ import time
 import anyio
 import anyio.to_thread
 
+from lattica.config import MIB
 from lattica.store.blocks.filling import Filling
 from lattica.store.blocks.manifest import BlockRef
 
 SLOW = 0.1  # seconds for a block: a disk that keeps the loop for longer is written to in threads
+SYNC_EVERY = 32 * MIB  # so that the disk writes while more comes, and not all of it at the end
 PROMOTING = 4  # threads that give whole files their names: each waits for the disk
 
 
@@ -24,6 +26,8 @@ class Keeper:
         self._filling = filling
         self._is_slow = False
         self._promoting = 0
+        self._unsynced = 0  # bytes
+        self._is_syncing = False
 
     async def write(self, block: BlockRef, data: memoryview) -> None:
         """Verify a block and write it where it belongs.
@@ -35,6 +39,7 @@ class Keeper:
             BlockCorruptError: the bytes are others.
             StoreError: the disk does not take it.
         """
+        self._unsynced += len(data)
         if self._is_slow:
             with anyio.CancelScope(shield=True):  # it is written, so it is to count as written
                 await anyio.to_thread.run_sync(self._filling.write, block, data)
@@ -44,6 +49,23 @@ class Keeper:
             self._filling.write(block, data)
         finally:
             self._is_slow = time.perf_counter() - begun > SLOW
+
+    @property
+    def wants_to_sync(self) -> bool:
+        """Whether `sync` is to be started."""
+        return self._unsynced >= SYNC_EVERY and not self._is_syncing
+
+    async def sync(self) -> None:
+        """Let the disk write what has come, which who completes a file would else wait for.
+
+        Raises:
+            StoreError: the disk does not take it.
+        """
+        self._is_syncing, self._unsynced = True, 0
+        try:
+            await anyio.to_thread.run_sync(self._filling.sync)
+        finally:
+            self._is_syncing = False
 
     @property
     def is_promoting(self) -> bool:
