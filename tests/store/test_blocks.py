@@ -415,7 +415,7 @@ async def test_a_stranger_gets_no_block(tmp_path):
         with pytest.raises(BlockMissingError, match="call"):
             await two.fetch_bytes(name, providers=[id_of(1)])
         with pytest.raises(PermissionDeniedError):
-            await two._client(id_of(1), 5.0).manifest(hash_of(b""))
+            await two._bringing.client(id_of(1), 5.0).manifest(hash_of(b""))
 
 
 async def test_a_manifest_that_leads_elsewhere_is_refused_and_writes_nothing(tmp_path):

@@ -339,7 +339,7 @@ async def test_who_wants_too_much_is_refused(tmp_path: Path, wants: list[Want]) 
     small = StoreConfig(block=KIB)
     async with peers(tmp_path, 2, config=small) as (one, two):
         name = await one.add_bytes(noise(1, 1000 * KIB))
-        stream = two._client(id_of(1), 5.0).give(to_hash(name), aiter_of(wants))
+        stream = two._bringing.client(id_of(1), 5.0).give(to_hash(name), aiter_of(wants))
         with pytest.raises(BadArgumentsError), anyio.fail_after(10):
             async for _ in stream:
                 pass
@@ -355,7 +355,7 @@ async def aiter_of(wants: list[Want]) -> AsyncIterator[Want]:
 async def test_a_conversation_that_is_left_costs_nothing_any_more(tmp_path: Path) -> None:
     async with peers(tmp_path, 2) as (one, two):
         name = await one.add_bytes(DATA)
-        stub = two._client(id_of(1), 5.0)
+        stub = two._bringing.client(id_of(1), 5.0)
         seen: list[Given] = []
         async for given in stub.give(to_hash(name), aiter_of([Want((0, 1, 2), ())])):
             seen.append(given)

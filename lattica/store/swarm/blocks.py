@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -23,8 +23,8 @@ from lattica.errors import (
     StoreError,
 )
 from lattica.identity.keys import PeerId
-from lattica.rpc import Buffer, Rpc
-from lattica.store.blocks.blockstore import BlockStore, Known
+from lattica.rpc import Rpc
+from lattica.store.blocks.blockstore import BlockStore
 from lattica.store.blocks.exporting import block_of
 from lattica.store.blocks.intake import files_of
 from lattica.store.blocks.manifest import (
@@ -34,14 +34,12 @@ from lattica.store.blocks.manifest import (
     to_id,
 )
 from lattica.store.blocks.sweeping import Held, Swept, Verified, listing, sweep, verify
-from lattica.store.blocks.tree import name_of
 from lattica.store.swarm.announcing import Announcer
-from lattica.store.swarm.getting import FetchReport, Getting, Progress
+from lattica.store.swarm.bringing import Bringing
+from lattica.store.swarm.getting import FetchReport, Progress
 from lattica.store.swarm.priorities import Part
-from lattica.store.swarm.providers import Providers
 from lattica.store.swarm.service import SERVICE, BlocksService
 from lattica.store.swarm.sharing import Sharing
-from lattica.store.swarm.source import Source
 
 T = TypeVar("T")
 
@@ -60,7 +58,6 @@ class Blocks:
         self._dht = dht
         self._config = config or StoreConfig()
         self._manifests: dict[str, Manifest] = {}
-        self._reports: dict[str, FetchReport] = {}
         self._announcer = Announcer(dht, self.size, self.counters)
         self._shown: dict[str, contextlib.ExitStack] = {}  # claims of `path`
         self._exporting = anyio.Lock()
@@ -76,6 +73,17 @@ class Blocks:
         self._store = await anyio.to_thread.run_sync(BlockStore, self._directory)
         await anyio.to_thread.run_sync(self._load)
         self._sharing = Sharing(self._store)
+        self._bringing = Bringing(
+            self._store,
+            self._sharing,
+            self._rpc,
+            self._dht,
+            self._config,
+            self._announcer,
+            self._manifests,
+            banned=self.banned,
+            counters=self.counters,
+        )
         self._tasks = await anyio.create_task_group().__aenter__()
         self._service = BlocksService(
             self._store, self._sharing, self._tasks, parallel=self._config.max_serving
@@ -159,17 +167,17 @@ class Blocks:
             StoreError: no such file in the manifest, no room on the disk.
         """
         started = time.monotonic()
-        source = self._source(manifest_id, providers)
-        async with self._using(manifest_id):
-            manifest = await self._manifest(source)
+        source = self._bringing.source(manifest_id, providers)
+        async with self._bringing.using(manifest_id):
+            manifest = await self._bringing.manifest(source)
             chosen = manifest.select(None if files is None else list(files))
 
             async def export() -> None:
                 async with self._exporting:
                     await anyio.to_thread.run_sync(self._store.export, chosen, Path(dest))
 
-            await self._fetch_and(export, source, chosen, progress, first, copies=2)
-        report = self._reports[manifest_id]
+            await self._bringing.fetch_and(export, source, chosen, progress, first, copies=2)
+        report = self._bringing.reports[manifest_id]
         report.seconds = time.monotonic() - started
         return Path(dest)
 
@@ -191,9 +199,9 @@ class Blocks:
         Raises:
             BlockMissingError, BlockCorruptError, StoreError: see `fetch`.
         """
-        source = self._source(manifest_id, providers)
-        async with self._using(manifest_id):
-            manifest = await self._manifest(source)
+        source = self._bringing.source(manifest_id, providers)
+        async with self._bringing.using(manifest_id):
+            manifest = await self._bringing.manifest(source)
             chosen = manifest.select(None if files is None else list(files))
 
             async def link() -> Path:
@@ -201,7 +209,7 @@ class Blocks:
                     self._store.link, to_hash(manifest_id), chosen
                 )
 
-            folder = await self._fetch_and(link, source, chosen, progress, first, copies=1)
+            folder = await self._bringing.fetch_and(link, source, chosen, progress, first, copies=1)
             if manifest_id not in self._shown:
                 self._shown[manifest_id] = claim = contextlib.ExitStack()
                 using = self._store.claims.using(to_hash(manifest_id))
@@ -216,9 +224,9 @@ class Blocks:
         Raises:
             StoreError: see `fetch`, or the manifest has several files.
         """
-        source = self._source(manifest_id, providers)
-        async with self._using(manifest_id):
-            manifest = await self._manifest(source)
+        source = self._bringing.source(manifest_id, providers)
+        async with self._bringing.using(manifest_id):
+            manifest = await self._bringing.manifest(source)
             if len(manifest.files) != 1:
                 raise StoreError(f"{manifest_id} has {len(manifest.files)} files; use fetch()")
             content = self._store.content(manifest.files[0])
@@ -228,7 +236,9 @@ class Blocks:
                     lambda: b"".join(block_of(content, at) for at in range(len(content.blocks)))
                 )
 
-            return await self._fetch_and(join, source, manifest.files, progress, (), copies=1)
+            return await self._bringing.fetch_and(
+                join, source, manifest.files, progress, (), copies=1
+            )
 
     async def manifest(self, manifest_id: str, providers: Sequence[PeerId] = ()) -> Manifest:
         """The manifest behind an id, from here or from a provider.
@@ -236,8 +246,8 @@ class Blocks:
         Raises:
             BlockMissingError, BlockCorruptError: see `fetch`.
         """
-        async with self._using(manifest_id):
-            return await self._manifest(self._source(manifest_id, providers))
+        async with self._bringing.using(manifest_id):
+            return await self._bringing.manifest(self._bringing.source(manifest_id, providers))
 
     # ------------------------------------------------------------------------------ asking
 
@@ -274,7 +284,7 @@ class Blocks:
 
     def report(self, manifest_id: str) -> FetchReport | None:
         """Where the bytes of the last fetch of a manifest came from."""
-        return self._reports.get(manifest_id)
+        return self._bringing.reports.get(manifest_id)
 
     async def listing(self) -> list[Held]:
         """What is here, whole or in part, most recently used first."""
@@ -319,55 +329,9 @@ class Blocks:
 
     # --------------------------------------------------------------------------- internals
 
-    def _source(self, manifest_id: str, named: Sequence[PeerId]) -> Source:
-        providers = Providers(self.banned, self.counters)
-        return Source(manifest_id, named, self._rpc, self._dht, providers, self.counters)
-
-    async def _manifest(self, source: Source) -> Manifest:
-        known = self._manifests.get(source.manifest_id)
-        if known is None:
-            here = await self._top(source)
-            if (known := here.manifest) is None:
-                assert here.tree is not None
-                known = await self._joined(source, here.tree)
-            self._manifests[source.manifest_id] = known
-        return known
-
-    async def _top(self, source: Source) -> Known:
-        digest = to_hash(source.manifest_id)
-        with contextlib.suppress(BlockMissingError):  # its parts may be all that is missing
-            return await anyio.to_thread.run_sync(self._store.known, digest)
-        return await source.top(self._store, self._read_manifest, self._config.max_manifest)
-
-    async def _joined(self, source: Source, tree: FileEntry) -> Manifest:
-        """A large manifest, whose parts come as the blocks of files do."""
-        digest = to_hash(source.manifest_id)
-
-        async def join() -> Manifest:
-            return await anyio.to_thread.run_sync(self._store.whole, digest)
-
-        return await self._getting(source, Manifest((tree,)), (tree,), name=name_of(tree)).run(join)
-
-    async def _read_manifest(self, peer: PeerId, digest: bytes) -> Buffer:
-        return await self._client(peer, self._config.block_timeout).manifest(digest)
-
     async def _forget(self, manifest_id: str) -> None:
         self._manifests.pop(manifest_id, None)
         await self._announcer.forget(manifest_id)
-
-    @contextlib.asynccontextmanager
-    async def _using(self, manifest_id: str) -> AsyncIterator[None]:
-        """No process that shares the store deletes what is needed."""
-        digest = to_hash(manifest_id)
-        with contextlib.ExitStack() as claim:
-            # In a thread, for it waits for a sweep that runs; later ones heed it.
-            await anyio.to_thread.run_sync(claim.enter_context, self._store.claims.using(digest))
-            if not await anyio.to_thread.run_sync(self._store.has_manifest, digest):
-                self._manifests.pop(manifest_id, None)  # another process has swept it away
-            self._store.touch(digest)
-            yield
-            if not self._store.is_unwanted(digest):
-                self._store.touch(digest)
 
     def _load(self) -> None:
         for digest in self._store.manifests():
@@ -390,69 +354,6 @@ class Blocks:
         self._manifests[manifest_id] = manifest
         await self._announcer.now(manifest_id)
         return manifest_id
-
-    async def _fetch_and(
-        self,
-        use: Callable[[], Awaitable[T]],
-        source: Source,
-        files: Sequence[FileEntry],
-        progress: Progress | None,
-        first: Sequence[Part],
-        *,
-        copies: int,
-    ) -> T:
-        """Get `files` and `use` them."""
-        manifest_id = source.manifest_id
-        getting = self._getting(
-            source,
-            self._manifests[manifest_id],
-            files,
-            begun=partial(self._announcer.later, manifest_id),  # it may be had from here now
-            progress=progress,
-            first=first,
-            copies=copies,
-        )
-        self._reports[manifest_id] = getting.report
-        try:
-            result = await getting.run(use)
-        finally:
-            self.counters["damaged"] += getting.damaged
-        await self._announcer.now(manifest_id)
-        return result
-
-    def _getting(
-        self,
-        source: Source,
-        manifest: Manifest,
-        files: Sequence[FileEntry],
-        *,
-        begun: Callable[[], None] = lambda: None,
-        progress: Progress | None = None,
-        first: Sequence[Part] = (),
-        copies: int = 1,
-        name: bytes | None = None,
-    ) -> Getting:
-        return Getting(
-            source,
-            manifest,
-            files,
-            self._store,
-            self._sharing,
-            self._config,
-            reach=partial(self._reach, source),
-            begun=begun,
-            progress=progress,
-            first=first,
-            copies=copies,
-            name=name,
-        )
-
-    async def _reach(self, source: Source, peer: PeerId) -> BlocksService:
-        await source.reach(peer)
-        return self._client(peer, self._config.block_timeout)
-
-    def _client(self, peer: PeerId, timeout: float) -> BlocksService:
-        return self._rpc.client(peer, BlocksService, SERVICE, timeout=timeout)
 
 
 def _size_of(source: Path) -> int:
