@@ -25,8 +25,14 @@ class MachineError(Exception):
 class Machine:
     """One `lattica` process, in a process group of its own."""
 
-    def __init__(self, name: str, folder: Path, words: Sequence[str]) -> None:
-        """Start `lattica WORDS --home FOLDER/name --name NAME --json`."""
+    def __init__(
+        self, name: str, folder: Path, words: Sequence[str], others: Sequence[Machine] = ()
+    ) -> None:
+        """Start `lattica WORDS --home FOLDER/name --name NAME --json`.
+
+        `others`: those that it may need; which of them have ended is told if it fails.
+        """
+        self._others = others
         self.name = name
         self.home = folder / name
         self.log = folder / f"{name}.log"
@@ -62,13 +68,18 @@ class Machine:
                         return seen
                 left = deadline - time.monotonic()
                 if self.process.poll() is not None and not self._reader.is_alive():
-                    raise MachineError(
-                        f"{self.name} ended with status {self.process.returncode}: "
-                        f"{self.last_words()}"
-                    )
+                    raise MachineError("; ".join(self._ends()))
                 if left <= 0:
                     raise MachineError(f"{self.name} was not {event!r} in {timeout:.0f} s")
                 self._changed.wait(min(left, 0.5))
+
+    def _ends(self) -> list[str]:
+        """How it has ended, and which others have."""
+        return [
+            f"{each.name} ended with status {each.process.returncode}: {each.last_words()}"
+            for each in (self, *self._others)
+            if each.process.poll() is not None
+        ]
 
     def latest(self, *events: str) -> dict[str, Any]:
         """The last of these events that the process printed; empty if none was."""
@@ -142,7 +153,7 @@ class Machines:
     def start(self, name: str, *words: str) -> Machine:
         """Start one; see `Machine`."""
         with held_back():
-            machine = Machine(name, self.folder, words)
+            machine = Machine(name, self.folder, words, tuple(self._all))
             self._all.append(machine)
         return machine
 

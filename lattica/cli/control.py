@@ -36,6 +36,7 @@ MAX_LINE = 1 << 20
 LONG = ("blocks", "documents")  # questions whose answer may take long
 SAY_EVERY = 0.5  # seconds
 ANSWER_TIMEOUT = 15.0  # seconds; a listing may ask peers that are going away
+SHORT = Path("/tmp")
 _MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes
 
 T = TypeVar("T")
@@ -99,21 +100,36 @@ class Responder(Protocol):
 
 
 def socket_path(home: Path) -> Path:
-    """Where the peer of `home` listens; a short stand-in where the home's path is too long."""
+    """Where the peer of `home` listens; a short stand-in where the home's path is too long.
+
+    Raises:
+        ControlError: the stand-in's folder belongs to another user.
+    """
     path = home.resolve() / "control.sock"
     if len(os.fsencode(path)) <= _MAX_SOCKET_PATH:
         return path
     tag = hashlib.blake2s(os.fsencode(path), digest_size=8).hexdigest()
-    folder = Path(tempfile.gettempdir()) / f"lattica-{os.getuid()}"
+    folder = _short_folder() / f"lattica-{os.getuid()}"
+    if folder.exists():
+        _require_own(folder)
     return folder / f"{tag}.sock"
+
+
+def _require_own(folder: Path) -> None:
+    if folder.stat().st_uid != os.getuid():
+        raise ControlError(f"{folder} belongs to another user; remove it")
+
+
+def _short_folder() -> Path:
+    """`/tmp` where there is one: TMPDIR may be as long as the home, or differ between commands."""
+    return SHORT if os.access(SHORT, os.W_OK) else Path(tempfile.gettempdir())
 
 
 async def serve(home: Path, respond: Responder) -> None:
     """Answer questions until cancelled. The caller holds the home's lock."""
     path = socket_path(home)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.parent.stat().st_uid != os.getuid():
-        raise ControlError(f"{path.parent} belongs to another user; remove it")
+    _require_own(path.parent)
     path.unlink(missing_ok=True)  # left by a peer that was killed: the lock is ours
     listener = await anyio.create_unix_listener(path, mode=0o600)
 
@@ -132,7 +148,8 @@ async def serve(home: Path, respond: Responder) -> None:
                 log.exception("a question could not be answered")
 
     try:
-        await listener.serve(handle)
+        async with listener:
+            await listener.serve(handle)
     finally:
         path.unlink(missing_ok=True)
 
