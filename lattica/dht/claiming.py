@@ -92,7 +92,9 @@ class Holding:
         if not self._is_over:
             self._is_over = True
             self._claims.over(self._key)
-            await self._claims.give_back(self._key, self._replicas)
+            # Those who have come since may have it from those who left.
+            replicas = await self._claims.replicas(self._key, self._replicas)
+            await self._claims.give_back(self._key, replicas)
 
     def _must_yield(self, ballot: Ballot, rival: Standing) -> bool:
         if not self.is_held:
@@ -220,7 +222,7 @@ class Claims:
     async def ask(self, key: bytes, known: Sequence[PeerNode]) -> Asked:
         """Ask each replica once, those who were `known` and those who have come."""
         began = self.now
-        nodes = self._among(await self._near(key, known), key)
+        nodes = await self.replicas(key, known)
         envelope = self._seal(key, self.config.lease)
         ballot = Ballot(len(nodes))
         answered: list[PeerNode] = []
@@ -311,6 +313,10 @@ class Claims:
             if claim.key != key or is_old or (asked and lease.claim.author == self.local):
                 return
         ballot.count(lease.claim.author, lease.held_for)
+
+    async def replicas(self, key: bytes, known: Sequence[PeerNode]) -> list[PeerNode]:
+        """Who decides about a key now, by those who did so before, or by a look-up."""
+        return self._among(await self._near(key, known), key)
 
     async def _near(self, key: bytes, known: Sequence[PeerNode]) -> Sequence[PeerNode]:
         """Who is closest now. One who knows its neighbours is asked: a look-up asks them all."""

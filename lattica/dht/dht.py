@@ -14,6 +14,7 @@ import anyio.abc
 from lattica.clock import Clock, SystemClock
 from lattica.config import DhtConfig
 from lattica.dht.archive import Archive
+from lattica.dht.bequest import Bequest
 from lattica.dht.claiming import Claims, Holding
 from lattica.dht.finding import Finder
 from lattica.dht.following import Follower
@@ -92,6 +93,7 @@ class Dht:
             rpc.local, self._finder, self.watchers, protocol, config=config, clock=clock
         )
         self._keeper = LeaseKeeper(config, clock, directory, self.counters)
+        self._bequest = Bequest(self._keeper, self.table, config)
         self._claims = Claims(
             identity,
             self._keeper,
@@ -161,6 +163,7 @@ class Dht:
             seen=self.neighbours.seen,
             watchers=self.watchers,
             leases=self._keeper,
+            bequest=self._bequest,
             config=self._config,
             clock=self._clock,
             counters=self.counters,
@@ -254,9 +257,13 @@ class Dht:
             async with anyio.create_task_group() as goodbyes:
                 if self._serve:
                     goodbyes.start_soon(self._handing_over.all)
+                    goodbyes.start_soon(self._leave_leases)
                 goodbyes.start_soon(self._claims.leave)
                 for key, kind in self._publisher.owned():
                     goodbyes.start_soon(self.remove, key, kind)
+
+    async def _leave_leases(self) -> None:
+        await self._bequest.leave(self.neighbours.protocol.call_bequeath, but=self.local)
 
     async def get(
         self, key: bytes, kind: str, type: type[T], *, live: bool = False

@@ -95,10 +95,10 @@ class LeaseBook:
         if granted is not None and granted.envelope == envelope:
             self._drop(key)
 
-    def current(self, *, now: float) -> list[Signed]:
-        """The claims of those who have a key now."""
+    def current(self, *, now: float) -> list[tuple[bytes, Signed]]:
+        """The keys that somebody has now, and their claims."""
         self._expire(now)
-        return [granted.envelope for granted in self._granted.values()]
+        return [(key, granted.envelope) for key, granted in self._granted.items()]
 
     def _check_room(self, claimant: PeerId, root: PeerId | None, now: float) -> None:
         if self._is_full(claimant, root):

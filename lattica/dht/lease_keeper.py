@@ -79,6 +79,10 @@ class LeaseKeeper:
             return self.told(claim.key)
         return lease
 
+    def current(self) -> list[tuple[bytes, Signed]]:
+        """Which keys are had now, and the claims of those who have them."""
+        return self._book.current(now=self._clock.elapsed())
+
     def told(self, key: bytes) -> Lease | None:
         """Who has a key here."""
         return self._book.told(key, now=self._clock.elapsed())
@@ -89,7 +93,7 @@ class LeaseKeeper:
             if key not in self._unwritten:
                 return  # written with another's, meanwhile
             self._version += 1
-            claims = tuple(self._book.current(now=self._clock.elapsed()))
+            claims = tuple(envelope for _, envelope in self.current())
             keys = tuple(self._unwritten)
             state = partial(wire.encode, claims)
             try:

@@ -122,6 +122,8 @@ class DhtProtocol:
         """Give a peer what others have said; how much it keeps, None if it does not answer."""
         try:
             return await self._stub(node).hand_over(Buffer(records), self._addresses())
+        except (RecordError, PermissionDeniedError):  # it lives, and says no
+            return None
         except LatticaError as error:
             self._unanswered(node, error)
             return None
@@ -145,6 +147,16 @@ class DhtProtocol:
         except LatticaError as error:
             self._unanswered(node, error)
             return error
+
+    async def call_bequeath(self, node: PeerNode, claims: tuple[Signed, ...]) -> int | None:
+        """Give a peer leases that this one granted; how many it took, None: no answer."""
+        try:
+            return await self._stub(node).bequeath(claims, self._addresses())
+        except (RecordError, PermissionDeniedError):  # it lives, and says no
+            return None
+        except LatticaError as error:
+            self._unanswered(node, error)
+            return None
 
     async def call_leased(self, node: PeerNode, key: bytes) -> Lease | None:
         """Who has a key, as a peer has granted it; None also if it does not answer."""

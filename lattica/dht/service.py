@@ -9,6 +9,7 @@ import msgspec
 
 from lattica.clock import Clock
 from lattica.config import DhtConfig
+from lattica.dht.bequest import MAX_CLAIMS, Bequest
 from lattica.dht.digests import contacts_digest, records_digest
 from lattica.dht.keys import KEY_BYTES
 from lattica.dht.lease_keeper import LeaseKeeper
@@ -36,6 +37,7 @@ class DhtService:
         seen: Callable[[PeerNode], None],
         watchers: Watchers,
         leases: LeaseKeeper,
+        bequest: Bequest,
         config: DhtConfig,
         clock: Clock,
         counters: Counter[str],
@@ -47,6 +49,7 @@ class DhtService:
         self._seen = seen
         self._watchers = watchers
         self._leases = leases
+        self._bequest = bequest
         self._config = config
         self._clock = clock
         self._counters = counters
@@ -159,6 +162,24 @@ class DhtService:
             raise RecordError("a key is claimed by who wants it and by nobody else")
         self._storage.charge(claim.author, now=self._clock.time())
         return await self._leases.ask(claim, root=caller().root)
+
+    @method(scope=grants.CALL)
+    async def bequeath(self, claims: tuple[Signed, ...], addresses: tuple[str, ...]) -> int:
+        """Take over leases from a replica that leaves; how many were. See `Bequest.take`.
+
+        Raises:
+            RecordError: too many at once, or too fast.
+        """
+        sender = self._note_caller(addresses)
+        if len(claims) > MAX_CLAIMS:
+            self._counters["refused:bequest"] += 1
+            raise RecordError(f"hand over at most {MAX_CLAIMS} leases at once")
+        taken = 0
+        for claim in claims:
+            self._storage.charge(sender.peer, now=self._clock.time())
+            taken += await self._bequest.take(claim, sender, root=caller().root)
+        self._counters["refused:bequest"] += len(claims) - taken
+        return taken
 
     @method(scope=grants.CALL)
     async def leased(self, target: bytes) -> Lease | None:

@@ -12,8 +12,10 @@ from bench.dht_world import LoopClock, SimPeer, World
 from lattica.config import DhtConfig
 from lattica.dht import Holding, dht_key
 from lattica.dht.ballots import quorum, tolerated
+from lattica.dht.bequest import MAX_CLAIMS
 from lattica.dht.messages import CLAIM, Claim
 from lattica.dht.records import MICROSECONDS
+from lattica.dht.routing import PeerNode
 from lattica.errors import DhtError, NameTakenError, RecordError
 from lattica.identity.signed import Signed
 from lattica.virtual_loop import VirtualLoop
@@ -261,6 +263,57 @@ async def test_who_leaves_gives_its_keys_back() -> None:
         await peers[0].dht.claim(KEY)
         await world.leave(peers[0])
         assert (await peers[1].dht.claim(KEY)).is_held
+
+
+async def test_a_key_outlives_all_its_replicas_if_they_say_good_bye() -> None:
+    async with World(seed=16) as world:
+        peers = await started(world, 60)
+        replicas = world.closest(KEY, world.config.lease_replicas)
+        holder, rival = [each for each in peers if each.id not in replicas][:2]
+        holding = await holder.dht.claim(KEY)
+        async with anyio.create_task_group() as goodbyes:
+            for replica in [each for each in peers if each.id in replicas]:
+                goodbyes.start_soon(world.leave, replica)
+        assert holding.is_held
+        assert await rival.dht.holder(KEY) == holder.id
+        with pytest.raises(NameTakenError) as caught:
+            await rival.dht.claim(KEY)
+        assert caught.value.holder == holder.id
+        await holding.release()
+        assert (await rival.dht.claim(KEY)).is_held
+
+
+async def test_a_replica_takes_no_lease_on_another_s_word() -> None:
+    async with World(seed=17) as world:
+        peers = await started(world, 10)
+        holding = await peers[0].dht.claim(KEY)
+        ((_, claim),) = peers[1].dht._keeper.current()
+        await holding.release()
+        for peer in peers[2:]:
+            call = peers[1].dht.neighbours.protocol.call_bequeath
+            assert await call(PeerNode(peer.id), (claim,)) == 0
+            assert peer.dht.counters["refused:bequest"] == 1
+        assert (await peers[1].dht.claim(KEY)).is_held
+
+
+async def test_an_heir_takes_a_lease_from_who_was_closer_if_its_holder_has_signed_it() -> None:
+    async with World(seed=16) as world:
+        peers = await started(world, 60)
+        by_rank = [world.peers[each] for each in world.closest(KEY, 60)]
+        replica, heir, last = by_rank[3], by_rank[24], by_rank[-1]
+        await peers[0].dht.claim(KEY)
+        ((_, claim),) = replica.dht._keeper.current()
+        forged = Signed(last.id, claim.domain, claim.payload, claim.signature)
+        given = Signed.seal(peers[0].identity, CLAIM, Claim(KEY, 2**62, LEASE))
+        call = replica.dht.neighbours.protocol.call_bequeath
+        assert await call(PeerNode(heir.id), (forged, given)) == 0
+        assert await last.dht.neighbours.protocol.call_bequeath(PeerNode(heir.id), (claim,)) == 0
+        assert heir.dht._keeper.told(KEY) is None
+        assert await call(PeerNode(heir.id), (claim,) * (MAX_CLAIMS + 1)) is None
+        assert await call(PeerNode(heir.id), (claim,)) == 1
+        lease = heir.dht._keeper.told(KEY)
+        assert lease is not None
+        assert lease.claim.author == peers[0].id
 
 
 async def test_replicas_that_start_again_remember_to_whom_they_gave_a_lease(
