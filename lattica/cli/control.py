@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import anyio
 import anyio.abc
 import msgspec
+from anyio.abc import TaskStatus
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from lattica.cli.advice import Network
@@ -125,13 +126,26 @@ def _short_folder() -> Path:
     return SHORT if os.access(SHORT, os.W_OK) else Path(tempfile.gettempdir())
 
 
-async def serve(home: Path, respond: Responder) -> None:
-    """Answer questions until cancelled. The caller holds the home's lock."""
+async def serve(
+    home: Path,
+    respond: Responder,
+    *,
+    task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer questions until cancelled; started when it listens. The caller holds the home's lock.
+
+    Raises:
+        ControlError: there is no place for the socket.
+    """
     path = socket_path(home)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _require_own(path.parent)
     path.unlink(missing_ok=True)  # left by a peer that was killed: the lock is ours
-    listener = await anyio.create_unix_listener(path, mode=0o600)
+    try:
+        listener = await anyio.create_unix_listener(path, mode=0o600)
+    except OSError as error:
+        raise ControlError(f"commands cannot reach this peer at {path}: {error}") from None
+    task_status.started()
 
     async def handle(stream: anyio.abc.SocketStream) -> None:
         async with stream:

@@ -95,7 +95,7 @@ async def run_peer(options: PeerOptions, *, as_json: bool, work: Work | None = N
             tasks.start_soon(stop_on_signal)
             async with Peer.open(options) as peer:
                 responder = Responder(peer)
-                tasks.start_soon(control.serve, peer.home.directory, responder)
+                await tasks.start(control.serve, peer.home.directory, responder)
                 _announce(peer, as_json=as_json)
                 if work is None:
                     await anyio.sleep_forever()
