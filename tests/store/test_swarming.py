@@ -209,19 +209,34 @@ async def test_no_block_is_lost_when_a_liar_is_cut_off_while_the_disk_is_slow(
         assert threads.count(here) == 1
 
 
+class Pausing(BlocksService):
+    """Gives the second half once the disk has been told to write the first."""
+
+    count = 0
+    told: threading.Event
+
+    async def block(self, digest: bytes) -> bytes:
+        self.count += 1
+        while self.count > 8 and not self.told.is_set():
+            await anyio.sleep(0.001)
+        return await super().block(digest)
+
+
 async def test_the_disk_writes_while_more_comes_and_is_heard_when_it_cannot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with peers(tmp_path, 2, config=CONFIG) as (one, two):
         name = await one.add_bytes(DATA)
-        sync, synced = os.fdatasync, 0
+        pausing = serve(one, Pausing)
+        pausing.told = threading.Event()
+        sync = os.fdatasync
 
         def fail(descriptor: int) -> None:
+            pausing.told.set()
             raise OSError(errno.EIO, "the disk is broken")
 
-        def count(descriptor: int) -> None:
-            nonlocal synced
-            synced += 1
+        def write(descriptor: int) -> None:
+            pausing.told.set()
             sync(descriptor)
 
         monkeypatch.setattr(keeping, "SYNC_EVERY", 128 * KIB)
@@ -229,10 +244,13 @@ async def test_the_disk_writes_while_more_comes_and_is_heard_when_it_cannot(
         with pytest.raises(StoreError, match="the disk is broken"):
             await two.fetch_bytes(name, providers=[id_of(1)])
         assert not two.has(name)
-        monkeypatch.setattr(os, "fdatasync", count)
+        monkeypatch.setattr(os, "fdatasync", write)
+        pausing.count = 0
+        pausing.told.clear()
         await two.remove(name)
-        assert await two.fetch_bytes(name, providers=[id_of(1)]) == DATA
-        assert synced
+        with anyio.fail_after(10):
+            assert await two.fetch_bytes(name, providers=[id_of(1)]) == DATA
+        assert pausing.told.is_set()
 
 
 class Boaster(BlocksService):
