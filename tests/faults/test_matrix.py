@@ -102,7 +102,9 @@ class Pair(Stack):
 async def test_a_link_repairs_what_the_network_does_to_it(fault: str, engine: str) -> None:
     async with Pair("a", "b", conditions=FAULTS[fault], seed=1) as pair:
         await pair.work()
-        assert set(await pair.check()) <= (DONE if fault in LOSSLESS else TOLERATED[engine])
+        # A machine that is busy sends in bursts, and the queue before a thin line drops those.
+        is_lossless = fault in LOSSLESS and not pair.network.counters["overflowed"]
+        assert set(await pair.check()) <= (DONE if is_lossless else TOLERATED[engine])
 
 
 @pytest.mark.parametrize("fault", ["nothing", "loss of 5 %", "everything"])
