@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
-from lattica.link.certificate import Certificate
 from lattica.link.outbox import Chunk
 from lattica.path.interface import VirtualAddress
+
+if TYPE_CHECKING:  # it brings cryptography.x509 along, which `import lattica` has no use for
+    from lattica.link.certificate import Certificate
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -376,11 +376,12 @@ def test_import_brings_what_it_needs_and_nothing_heavy() -> None:
     code = (
         "import sys; import lattica; lattica.remote, lattica.ObjectRef\n"
         "assert 'init' in dir(lattica)\n"
-        "print(*{name.partition('.')[0] for name in sys.modules})"
+        "print(*sys.modules)"
     )
     command = [sys.executable, "-c", code]
     brought = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     heavy = {"torch", "transformers", "numpy", "aioquic", "qh3", "kademlia", "pycrdt", "anyio"}
+    heavy.add("cryptography.x509")
     assert "lattica" in brought
     assert not heavy & set(brought)
 
